@@ -1,0 +1,179 @@
+"""The one configuration object of a server process, and the command line generated from its fields.
+
+Every flag is a field of `ServerConfig`; its name with dashes is the flag, its metadata the help text. The object is
+frozen, built once, validated here and nowhere else. Names and defaults follow the reference system's command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from epd_runtime.net.address import bind_address
+
+
+class Role(enum.StrEnum):
+    """What a server process does; decided by its flags."""
+
+    COLOCATED = "colocated"  # encoder, prefill and decode in one engine
+    ENCODER = "encoder"  # --encoder-only
+    LANGUAGE = "language"  # --language-only: prefill and decode, images from encoders
+    PREFILL = "prefill"  # --disaggregation-mode prefill
+    DECODE = "decode"  # --disaggregation-mode decode
+
+
+class ConfigError(ValueError):
+    """The flags contradict each other; the message says which and what to do."""
+
+
+def flag(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of the configuration that is also a command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Flags of `python -m epd_runtime.launch_server`. Sizes in tokens unless the name says otherwise."""
+
+    model_path: str = flag("", "Folder of the model in Hugging Face layout.", required=True)
+    served_model_name: str | None = flag(None, "Name in /v1/models and answers; default: the value of --model-path.")
+    host: str | None = flag(None, "Address to listen on; default: the pod's own address, else 127.0.0.1.")
+    port: int = flag(30000, "Port to listen on.")
+    log_level: str = flag("info", "Log level.", choices=("debug", "info", "warning", "error"))
+
+    encoder_only: bool = flag(False, "Run only the vision encoder; serves POST /encode.")
+    language_only: bool = flag(False, "Run no vision encoder; images go to --encoder-urls.")
+    encoder_urls: tuple[str, ...] = flag((), "Encoder servers; a host name stands for all its addresses, always current.")
+    encoder_transfer_backend: str = flag(
+        "zmq_to_scheduler", "How embeddings travel from encoder to prefill.", choices=("zmq_to_scheduler",)
+    )
+    encoder_max_batch_size: int = flag(8, "Images in one forward pass of the encoder.")
+
+    disaggregation_mode: str | None = flag(None, "Run one half of prefill/decode.", choices=("prefill", "decode"))
+    disaggregation_transfer_backend: str = flag("tcp", "How KV moves from prefill to decode.", choices=("tcp", "shm"))
+    disaggregation_bootstrap_port: int = flag(8998, "Port on which prefill meets decode workers.")
+
+    dtype: str = flag("auto", "Data type of weights and KV.", choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = flag("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+    load_format: str = flag("auto", "auto reads safetensors; dummy draws random weights.", choices=("auto", "dummy"))
+    random_seed: int = flag(0, "Seed for dummy weights and for requests without a seed of their own.")
+    num_threads: int | None = flag(None, "CPU threads of the engine; default: all cores.")
+    context_length: int | None = flag(None, "Longest prompt plus answer; default: the model's own.")
+    max_total_tokens: int | None = flag(None, "Tokens of KV cache; default: from free memory.")
+    page_size: int = flag(16, "Tokens of one KV page.")
+    max_running_requests: int = flag(64, "Requests in one batch.")
+    max_queued_requests: int = flag(512, "Requests waiting beyond those; more are refused with 503.")
+    chunked_prefill_size: int = flag(4096, "Prompt tokens computed in one step.")
+
+    limit_images_per_request: int = flag(64, "Images in one request.")
+    media_url_max_file_size_mb: int = flag(64, "Largest image file, in MiB.")
+    media_url_timeout: float = flag(10.0, "Seconds to fetch an image from its URL.")
+    max_image_pixels: int = flag(64 * 1024 * 1024, "Largest image, in pixels; a guard against decompression bombs.")
+    allowed_media_domains: tuple[str, ...] = flag(
+        (), "Hosts that image URLs may name; when given, no others, and private addresses are allowed for them."
+    )
+
+    @property
+    def role(self) -> Role:
+        """The stage that these flags describe."""
+        if self.encoder_only:
+            return Role.ENCODER
+        if self.disaggregation_mode is not None:
+            return Role(self.disaggregation_mode)
+        return Role.LANGUAGE if self.language_only else Role.COLOCATED
+
+    @property
+    def bind_host(self) -> str:
+        """Address that the HTTP server, the bootstrap and the receivers listen on."""
+        return bind_address(self.host)
+
+    @property
+    def model_name(self) -> str:
+        """Name under which the model is served."""
+        return self.served_model_name or self.model_path
+
+    @property
+    def has_vision_tower(self) -> bool:
+        """Whether this process loads the vision tower."""
+        return not self.language_only and self.role is not Role.DECODE
+
+    @property
+    def has_language_model(self) -> bool:
+        """Whether this process loads the language model."""
+        return not self.encoder_only
+
+    def validate(self) -> ServerConfig:
+        """Return self, or raise ConfigError naming the flags that contradict each other."""
+        if self.encoder_only and (self.language_only or self.disaggregation_mode or self.encoder_urls):
+            raise ConfigError(
+                "--encoder-only excludes --language-only, --encoder-urls and --disaggregation-mode: "
+                "an encoder serves images and nothing else"
+            )
+        if self.disaggregation_mode == "decode" and (self.language_only or self.encoder_urls):
+            raise ConfigError("--disaggregation-mode decode takes no --language-only or --encoder-urls: it sees no images")
+        if self.language_only and not self.encoder_urls:
+            raise ConfigError("--language-only needs --encoder-urls http://HOST:PORT [...]: the servers that encode images")
+        if self.encoder_urls and not self.language_only:
+            raise ConfigError("--encoder-urls needs --language-only: without it this server encodes images itself")
+        positive = ("port", "page_size", "max_running_requests", "max_queued_requests", "chunked_prefill_size",
+                    "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads")  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{_flag_name(name)} must be at least 1, not {value}")
+        if not 0 < self.port < 65536 or not 0 < self.disaggregation_bootstrap_port < 65536:
+            raise ConfigError("--port and --disaggregation-bootstrap-port must be between 1 and 65535")
+        return self
+
+
+def _flag_name(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """argparse keywords of one field, from its type and metadata."""
+    metadata = dict(field.metadata)
+    required = metadata.pop("required", False)
+    keywords: dict[str, Any] = {"dest": field.name, **metadata}
+    if required:
+        return {**keywords, "required": True}
+    keywords["default"] = field.default
+    if hint is bool:
+        return {**keywords, "action": "store_true"}
+    if typing.get_origin(hint) is tuple:
+        return {**keywords, "nargs": "*", "type": str}
+    if typing.get_origin(hint) is types.UnionType:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return {**keywords, "type": hint}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, one flag per field of ServerConfig."""
+    parser = argparse.ArgumentParser(
+        prog="epd_runtime.launch_server",
+        description="Serve a model: all stages in one process, or one of encoder, prefill, decode.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(ServerConfig)
+    for field in dataclasses.fields(ServerConfig):
+        parser.add_argument(_flag_name(field.name), **_argument(field, hints[field.name]))
+    return parser
+
+
+def from_argv(argv: Sequence[str] | None = None) -> ServerConfig:
+    """Parse and validate a command line; on a mistake print it and exit with status 2."""
+    parser = build_parser()
+    values = vars(parser.parse_args(argv))
+    for name, value in values.items():
+        if isinstance(value, list):  # one argument may hold several values: "$(ENCODER_URLS)" expands to one word
+            values[name] = tuple(word for item in value for word in item.split())
+    try:
+        return ServerConfig(**values).validate()
+    except ConfigError as error:
+        parser.error(str(error))

@@ -1,0 +1,180 @@
+"""Every message between the API process and its engine process: msgpack over ZMQ PUSH/PULL on ipc sockets.
+
+One Struct per message, tagged with its name. Both directions are ordered and lossless while both processes live; when
+one dies the other ends too (the engine reads EOF on its standard input, the API process reaps its child).
+
+    API process ──────────────────────────────────────────────▶ engine process
+        GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom
+    API process ◀────────────────────────────────────────────── engine process
+        EngineReady | EngineFailed   (exactly one of them first)
+        StepOutputs | RequestFailed | EncodeDone
+
+Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both; after an
+AbortRequest nothing more need come. All times are seconds of time.time().
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """One stage of one request, for waterfalls: encode, transfer, prefill, handoff or decode."""
+
+    stage: str
+    start: float
+    end: float
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How the next token is chosen. temperature 0 is greedy; top_k 0 keeps all tokens."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Bootstrap(msgspec.Struct, frozen=True):
+    """Where prefill and decode of one request meet: prefill's bootstrap address and the room number."""
+
+    host: str
+    port: int
+    room: int
+
+
+class ImageInput(msgspec.Struct, frozen=True):
+    """One image of a request, after its header was read."""
+
+    content_hash: str  # sha256 of the file, hex
+    grid: tuple[int, int, int]  # (t, h, w) in patches after resizing
+    offset: int  # index of its first placeholder in input_ids
+    num_tokens: int  # placeholders, = rows of its embedding
+    data: bytes  # the encoded file; empty when an encoder server delivers the embedding
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
+    """Continue a prompt. On a decode worker input_ids, images and positions are empty: prefill sends them."""
+
+    rid: str
+    input_ids: list[int]
+    sampling: SamplingParams
+    images: list[ImageInput] = []
+    positions: bytes = b""  # M-RoPE positions, int32 [3, len(input_ids)], C order; empty: 0, 1, 2, …
+    position_delta: int = 0  # position of token i beyond the prompt is i + position_delta
+    bootstrap: Bootstrap | None = None
+
+
+class EncodeRequest(msgspec.Struct, frozen=True, tag=True):
+    """Encode one image and push its embedding to a prefill engine."""
+
+    rid: str  # unique for this delivery; echoed by EncodeDone or RequestFailed
+    request_id: str  # the request's id at the receiver
+    part_idx: int
+    num_parts: int
+    image: ImageInput
+    receive_url: str  # tcp://host:port of the receiver's PULL socket
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    """The client left or a stop string matched: free everything the request holds."""
+
+    rid: str
+
+
+class FailRequest(msgspec.Struct, frozen=True, tag=True):
+    """End a request with an error found outside the engine (no encoder answered); its room fails too."""
+
+    rid: str
+    status: int
+    message: str
+
+
+class FailRoom(msgspec.Struct, frozen=True, tag=True):
+    """A request with a room was refused before it reached the engine; the other leg must hear of it."""
+
+    bootstrap: Bootstrap
+    status: int
+    message: str
+
+
+ToEngine: TypeAlias = GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """Gauges of the engine after a step."""
+
+    num_running: int = 0
+    num_queued: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    rooms: int = 0  # rooms of the handoff not ended
+    embeddings_pending: int = 0  # images whose embedding has not arrived
+    encoder_cache_bytes: int = 0
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded and the engine takes requests."""
+
+    context_length: int
+    embedding_port: int  # PULL socket for embeddings, 0 when this engine receives none
+    bootstrap_port: int  # 0 unless prefill
+    weight_bytes: dict[str, int]  # {"vision": n, "language": m}, bytes allocated
+    kv_bytes: int
+    stats: EngineStats
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start; the message tells the user why."""
+
+    message: str
+
+
+class TokenOutput(msgspec.Struct, frozen=True):
+    """New tokens of one request in this step."""
+
+    rid: str
+    token_ids: list[int]
+    finish_reason: str | None = None  # "stop", "length" or "abort"
+    matched_stop: int | None = None  # the stop token id that ended it
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    spans: list[Span] = []  # complete with the finish_reason
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag=True):
+    """Everything one engine step produced; an empty list only refreshes the gauges."""
+
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag=True):
+    """A request or encode ended with an error. status is the HTTP status the client shall see."""
+
+    rid: str
+    status: int
+    message: str
+
+
+class EncodeDone(msgspec.Struct, frozen=True, tag=True):
+    """The embedding was handed to the network."""
+
+    rid: str
+    num_rows: int
+    hidden: int
+    spans: list[Span]
+    stats: EngineStats
+
+
+FromEngine: TypeAlias = EngineReady | EngineFailed | StepOutputs | RequestFailed | EncodeDone
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
