@@ -1,0 +1,39 @@
+"""Names of everything derived from a group; api/validate.py guarantees that they are unique and short enough.
+
+workload                 <group>-<role>
+pod                      <group>-<role>-<ordinal>
+headless Service         s-<group>-<role>              all ready pods of the role
+Service of one ordinal   s-<group>-<role>-<ordinal>    that pod, ready or not
+"""
+
+from __future__ import annotations
+
+
+def workload_name(group: str, role: str) -> str:
+    """Name of the object that owns the role's pods."""
+    return f"{group}-{role}"
+
+
+def pod_name(group: str, role: str, ordinal: int) -> str:
+    """Name of one pod."""
+    return f"{group}-{role}-{ordinal}"
+
+
+def headless_service(group: str, role: str) -> str:
+    """Host name of all ready pods of a role."""
+    return f"s-{group}-{role}"
+
+
+def ordinal_service(group: str, role: str, ordinal: int) -> str:
+    """Host name of one pod."""
+    return f"s-{group}-{role}-{ordinal}"
+
+
+def qualified(service: str, namespace: str) -> tuple[str, ...]:
+    """Every name under which a Service answers in the cluster's DNS, shortest first."""
+    return (
+        service,
+        f"{service}.{namespace}",
+        f"{service}.{namespace}.svc",
+        f"{service}.{namespace}.svc.cluster.local",
+    )
