@@ -1,0 +1,114 @@
+"""Scheduling on a prefill worker: prompts only, and the handoff of their KV to decode.
+
+The prompt's length is announced on arrival and every full page is sent as soon as it is computed, so decode's allocation and the
+copy overlap with compute. Pages stay owned until decode has everything (state SENDING).
+"""
+
+from __future__ import annotations
+
+from epd_runtime.disaggregation.handoff import Failed, PrefillHandoff, PrefillResult
+from epd_runtime.engine.request import Request
+from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.state import State
+from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.messages import Bootstrap, TokenOutput
+
+
+class PrefillScheduler(Scheduler):
+    """A Scheduler whose requests end when decode has received them."""
+
+    def __init__(self, limits: Limits, allocator: PageAllocator, handoff: PrefillHandoff) -> None:
+        super().__init__(limits, allocator)
+        self._handoff = handoff
+        self._rooms: dict[int, Request] = {}
+        self._pages_sent: dict[int, int] = {}  # room -> pages handed to the transfer
+
+    def add(self, request: Request) -> None:
+        """Take a request and tell decode how long its prompt is."""
+        if request.room in self._rooms:
+            self.requests[request.rid] = request
+            self.fail(request.rid, 400, f"room {request.room} is in use by another request")
+            return
+        self._rooms[request.room] = request
+        super().add(request)
+        if request.state is not State.FINISHED:
+            self._pages_sent[request.room] = 0
+            self._handoff.announce(request.room, request.prompt_length)
+
+    def abort(self, rid: str) -> None:
+        """The client left: decode's half must end too."""
+        if (request := self.requests.get(rid)) is not None:
+            self._fail_room(request, 499, "the client closed the request")
+        super().abort(rid)
+
+    def fail(self, rid: str, status: int, message: str) -> None:
+        """End a request on both sides."""
+        if (request := self.requests.get(rid)) is not None:
+            self._fail_room(request, status, message)
+        super().fail(rid, status, message)
+
+    def refuse_room(self, bootstrap: Bootstrap, status: int, message: str) -> None:
+        """A request was refused before it reached the engine; decode hears of it when it joins."""
+        if bootstrap.room not in self._rooms:
+            self._handoff.fail(bootstrap.room, status, message)
+
+    def poll_handoff(self) -> None:
+        """Take what happened to the rooms since the last call."""
+        for event in self._handoff.poll():
+            request = self._rooms.pop(event.room, None)
+            if request is None:
+                continue
+            if isinstance(event, Failed):
+                super().fail(request.rid, event.status, event.message)
+            else:
+                self._sent(request)
+
+    def _fail_room(self, request: Request, status: int, message: str) -> None:
+        if self._rooms.get(request.room) is request:
+            del self._rooms[request.room]
+            self._handoff.fail(request.room, status, message)
+
+    def _pages_needed(self, request: Request) -> int:
+        return -(-request.prompt_length // self.limits.page_size)
+
+    def _chunk_done(self, request: Request) -> None:
+        complete = request.num_computed == request.prompt_length
+        ready = len(request.pages) if complete else request.num_computed // self.limits.page_size
+        first = self._pages_sent[request.room]
+        if ready > first:
+            self._handoff.send(request.room, request.pages[first:ready], first)
+            self._pages_sent[request.room] = ready
+
+    def _token_sampled(self, request: Request) -> None:
+        request.end_stage("prefill")
+        self.running.remove(request)
+        request.advance(State.SENDING)
+        self._handoff.finish(
+            request.room,
+            PrefillResult(
+                input_ids=request.input_ids,
+                first_token=request.output_ids[0],
+                position_delta=request.position_delta,
+                cached_tokens=0,
+                spans=request.spans,
+            ),
+        )
+
+    def _sent(self, request: Request) -> None:
+        request.end_stage("handoff")
+        self.outbox.append(
+            TokenOutput(
+                rid=request.rid,
+                token_ids=request.output_ids,
+                finish_reason=request.finish_reason or "length",
+                matched_stop=request.matched_stop,
+                prompt_tokens=request.prompt_length,
+                completion_tokens=1,
+                spans=request.spans,
+            )
+        )
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self._pages_sent.pop(request.room, None)
+        super()._release(request)

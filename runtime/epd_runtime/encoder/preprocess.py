@@ -1,0 +1,85 @@
+"""An image file to the patches that a vision tower reads, equal to transformers' Qwen2VLImageProcessorPil.
+
+Patches stay uint8 until they are on the device; normalisation happens there. Runs in threads: PIL and numpy release the
+interpreter lock for the expensive parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from epd_runtime.models.config import VisionConfig
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+class ImageError(ValueError):
+    """The file's header was fine but its content is not; the message is for the client."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """(value * rescale - mean) / std per channel, from preprocessor_config.json."""
+
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int
+
+    @classmethod
+    def load(cls, folder: Path) -> Normalisation:
+        """Read the model's settings; absent ones are Qwen2-VL's defaults."""
+        path = folder / "preprocessor_config.json"
+        raw = json.loads(path.read_text()) if path.exists() else {}
+        return cls(
+            rescale=raw.get("rescale_factor", 1 / 255),
+            mean=tuple(raw.get("image_mean", CLIP_MEAN)),
+            std=tuple(raw.get("image_std", CLIP_STD)),
+            resample=raw.get("resample", Image.Resampling.BICUBIC),
+        )
+
+    def apply(self, patches: Tensor, channels: int) -> Tensor:
+        """uint8 [n, channels * area] -> float32 of the same shape, on the patches' device."""
+        scale = torch.tensor([self.rescale / deviation for deviation in self.std], device=patches.device)
+        shift = torch.tensor([m / deviation for m, deviation in zip(self.mean, self.std, strict=True)], device=patches.device)
+        split = patches.view(patches.shape[0], channels, -1).float()
+        return (split * scale[:, None] - shift[:, None]).flatten(1)
+
+
+def read_patches(
+    data: bytes, grid: tuple[int, int, int], vision: VisionConfig, resample: int, max_pixels: int
+) -> npt.NDArray[np.uint8]:
+    """Decode, resize to the grid and cut: uint8 [h * w, channels * patch * patch] in merge-block order. Raises ImageError."""
+    _, rows, columns = grid
+    side, merge = vision.patch_size, vision.merge_size
+    image = _decode(data, max_pixels)
+    resized = image.resize((columns * side, rows * side), resample=Image.Resampling(resample))
+    pixels = np.asarray(resized, dtype=np.uint8)
+    blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, -1)
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"the image has {image.width}x{image.height} pixels, more than {max_pixels}")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # PIL raises many types on hostile files
+        raise ImageError(f"the image cannot be decoded: {error}") from None

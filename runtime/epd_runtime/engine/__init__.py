@@ -1,0 +1,1 @@
+"""The engine process: scheduler, batches, model runner and sampler."""

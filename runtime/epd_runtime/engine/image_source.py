@@ -1,0 +1,165 @@
+"""Where a generating engine gets image embeddings from: its own vision tower, or encoder servers.
+
+`fetch(request)` starts it, `step()` attaches what has come and tells for which requests; a request that left meanwhile is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol, TypeAlias
+
+import torch
+import zmq
+
+from epd_runtime.config import ServerConfig
+from epd_runtime.disaggregation.embedding_receiver import EmbeddingReceiver, Parking, Part
+from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
+from epd_runtime.engine.loading import Placement
+from epd_runtime.engine.request import Request
+from epd_runtime.engine.state import State
+from epd_runtime.engine.waker import Waker
+from epd_runtime.messages import Span
+from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
+
+CACHE_BYTES = 1 << 30
+Done: TypeAlias = tuple[Request, tuple[int, str] | None]  # a request, and (status, message) if its image failed
+
+
+class ImageSource(Protocol):
+    """Gives requests their embeddings."""
+
+    @property
+    def num_pending(self) -> int:
+        """Images asked for that have not come."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of cached embeddings."""
+
+    def fetch(self, request: Request) -> None:
+        """Start getting every image of a request."""
+
+    def has_work(self) -> bool:
+        """Whether step() has something to do now."""
+
+    def step(self) -> list[Done]:
+        """Attach what has come; one entry per image that came or failed."""
+
+
+class LocalImages:
+    """The vision tower in this engine."""
+
+    def __init__(self, tower: Qwen25VisionTower, server: ServerConfig, placement: Placement, waker: Waker) -> None:
+        self._runner = VisionRunner(
+            tower,
+            placement.folder,
+            placement.device,
+            server.encoder_max_batch_size,
+            server.max_image_pixels,
+            CACHE_BYTES,
+            waker.wake,
+        )
+        self._done: list[Done] = []
+
+    @property
+    def num_pending(self) -> int:
+        return self._runner.num_pending
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._runner.cache.nbytes
+
+    def fetch(self, request: Request) -> None:
+        for index, image in enumerate(request.images):
+            self._runner.submit(image, lambda encoded, index=index: self._encoded(request, index, encoded))
+
+    def _encoded(self, request: Request, index: int, encoded: Encoded) -> None:
+        if request.state is State.FINISHED:
+            return
+        if encoded.embedding is None:
+            self._done.append((request, (400, f"image {index}: {encoded.error}")))
+            return
+        request.embeddings[index] = encoded.embedding
+        request.spans.extend(encoded.spans)
+        self._done.append((request, None))
+
+    def has_work(self) -> bool:
+        return self._runner.has_work() or bool(self._done)
+
+    def step(self) -> list[Done]:
+        if self._runner.has_work():
+            self._runner.step()
+        done, self._done = self._done, []
+        return done
+
+
+class RemoteImages:
+    """Encoder servers: the API process asks them, they push to `port`.
+
+    Failures of encoders reach the engine as FailRequest. The deadline here is a last resort against a lost part.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], host: str, hidden: int, waker: Waker) -> None:
+        self._receiver = EmbeddingReceiver(context, host, waker.wake)
+        self.port = self._receiver.port
+        self._hidden = hidden
+        self._waiting: dict[str, Request] = {}
+        self._parking = Parking()
+        self._timeout = float(os.environ.get("SGLANG_ENCODER_RECV_TIMEOUT", "180"))
+        self._done: list[Done] = []
+
+    @property
+    def num_pending(self) -> int:
+        return sum(request.embeddings.count(None) for request in self._waiting.values()) + len(self._parking)
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0
+
+    def fetch(self, request: Request) -> None:
+        self._waiting[request.rid] = request
+        for part in self._parking.take(request.rid, len(request.images)):
+            self._attach(request, part)
+
+    def has_work(self) -> bool:
+        return bool(self._done)
+
+    def step(self) -> list[Done]:
+        for part in self._receiver.take():
+            request = self._waiting.get(part.header.request_id)
+            if request is None:
+                self._parking.put(part)
+            else:
+                self._attach(request, part)
+        self._clean(time.time())
+        done, self._done = self._done, []
+        return done
+
+    def _attach(self, request: Request, part: Part) -> None:
+        """Give a request its embedding; one that does not fit its placeholders fails the request."""
+        header = part.header
+        if request.state is State.FINISHED or not 0 <= header.part_idx < len(request.images):
+            return
+        if request.embeddings[header.part_idx] is not None:
+            return  # the same part from a second encoder, after a failover
+        expected = (request.images[header.part_idx].num_tokens, self._hidden)
+        if (header.num_rows, header.hidden) != expected:
+            shape = (header.num_rows, header.hidden)
+            self._done.append((request, (502, f"image {header.part_idx}: embedding is {shape}, expected {expected}")))
+            return
+        dtype = getattr(torch, header.dtype)
+        rows = torch.frombuffer(bytearray(part.payload), dtype=dtype).view(expected)
+        request.embeddings[header.part_idx] = rows
+        request.spans.extend([*header.spans, Span("transfer", header.sent_at, part.arrived)])
+        self._done.append((request, None))
+
+    def _clean(self, now: float) -> None:
+        """Forget complete and ended requests; fail those whose part is lost."""
+        self._parking.expire(now)
+        for rid, request in list(self._waiting.items()):
+            if request.state is State.FINISHED or request.has_all_images:
+                del self._waiting[rid]
+            elif now - request.arrived > self._timeout:
+                del self._waiting[rid]
+                self._done.append((request, (504, f"no embedding arrived within {self._timeout:.0f} s")))

@@ -1,0 +1,205 @@
+"""The loop of an engine that generates: messages, images and handoff events in; one step; outputs out.
+
+    poll → messages → embeddings → handoff events → vision batch (own tower) → schedule → forward → commit → send
+
+The loop sleeps only when nothing can be computed. A step that raises fails the requests in it and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import zmq
+
+from epd_runtime.config import Role, ServerConfig
+from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
+from epd_runtime.disaggregation.decode_side import DecodeSide
+from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
+from epd_runtime.disaggregation.prefill_side import PrefillSide
+from epd_runtime.engine.channel import Channel
+from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImages
+from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
+from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.request import Request
+from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.waker import Waker
+from epd_runtime.kvcache.pool import KVPool, PageAllocator
+from epd_runtime.messages import (
+    AbortRequest,
+    EngineReady,
+    EngineStats,
+    FailRequest,
+    FailRoom,
+    GenerateRequest,
+    RequestFailed,
+    StepOutputs,
+    ToEngine,
+)
+from epd_runtime.models.loader import weight_bytes
+from epd_runtime.models.registry import load_language_model, load_vision_tower
+from epd_runtime.net.address import advertised_address
+from epd_runtime.transfer.base import allocate_pool
+
+log = logging.getLogger("epd_runtime.engine")
+
+IDLE_POLL_MS = 1000
+
+
+class LanguageLoop:
+    """Owns language model, KV cache, scheduler and, where the role has them, vision tower and handoff."""
+
+    def __init__(
+        self, server: ServerConfig, placement: Placement, context: zmq.Context[zmq.Socket[bytes]], channel: Channel
+    ) -> None:
+        seed = server.random_seed if server.load_format == "dummy" else None
+        self._channel = channel
+        self._waker = Waker()
+        model = load_language_model(
+            placement.config, placement.folder, placement.device, placement.dtype, placement.context_length, seed
+        )
+        tower = None
+        if server.has_vision_tower:
+            tower = load_vision_tower(placement.config, placement.folder, placement.device, placement.dtype, seed)
+        self._layout = plan_kv(server, placement)
+        self._allocator = PageAllocator(self._layout.num_pages)
+        self._scheduler = self._open_scheduler(server, placement)
+        self._runner = ModelRunner(
+            model, KVPool(self._layout, placement.config, placement.dtype, self._storage), placement.device
+        )
+        self._images: ImageSource | None = None
+        if tower is not None:
+            self._images = LocalImages(tower, server, placement, self._waker)
+        elif server.language_only:
+            self._images = RemoteImages(context, server.bind_host, placement.config.text.hidden_size, self._waker)
+        self._context_length = placement.context_length
+        self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
+        self._reported = EngineStats()
+
+    def _open_scheduler(self, server: ServerConfig, placement: Placement) -> Scheduler:
+        """The scheduler of this role; the halves of disaggregated serving also open their side of the handoff."""
+        limits = Limits(
+            placement.context_length,
+            server.page_size,
+            server.max_running_requests,
+            server.chunked_prefill_size,
+            frozenset(placement.config.eos_token_ids),
+        )
+        self._handoff: PrefillSide | DecodeSide | None = None
+        nbytes = self._layout.num_pages * self._layout.page_bytes
+        if not is_disaggregated(server):
+            self._storage = anonymous_storage(nbytes, placement.device)
+            return Scheduler(limits, self._allocator)
+        backend = server.disaggregation_transfer_backend
+        if placement.device.type != "cpu":
+            raise StartError(f"transfer backend {backend!r} moves KV in host memory only; use --device cpu")
+        self._memory = allocate_pool(backend, nbytes)
+        self._storage = torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
+        if server.role is Role.PREFILL:
+            port = server.disaggregation_bootstrap_port
+            prefill = PrefillSide(self._layout, self._memory.buffer, server.bind_host, port, backend)
+            self._handoff = prefill
+            return PrefillScheduler(limits, self._allocator, prefill)
+        decode = DecodeSide(self._layout, self._memory.buffer, advertised_address(server.host), backend)
+        self._handoff = decode
+        return DecodeScheduler(limits, self._allocator, decode)
+
+    def ready(self) -> EngineReady:
+        """What the API process hears first."""
+        return EngineReady(
+            context_length=self._context_length,
+            embedding_port=self._images.port if isinstance(self._images, RemoteImages) else 0,
+            bootstrap_port=self._handoff.bootstrap_port if isinstance(self._handoff, PrefillSide) else 0,
+            weight_bytes=self._weight_bytes,
+            kv_bytes=self._layout.num_pages * self._layout.page_bytes,
+            stats=self._stats(),
+        )
+
+    def run(self) -> None:
+        """Serve for ever; the process ends with its API process."""
+        poller = zmq.Poller()
+        poller.register(self._channel.receiver, zmq.POLLIN)
+        poller.register(self._waker.fileno(), zmq.POLLIN)
+        if self._handoff is not None:
+            poller.register(self._handoff.fileno(), zmq.POLLIN)
+        while True:
+            if not self._scheduler.has_work() and not (self._images and self._images.has_work()):
+                poller.poll(IDLE_POLL_MS)
+            self._waker.clear()
+            for message in self._channel.receive():
+                self._handle(message)
+            if isinstance(self._scheduler, PrefillScheduler | DecodeScheduler):
+                self._scheduler.poll_handoff()
+            if self._images is not None:
+                for request, error in self._images.step():
+                    self._image_done(request, error)
+            self._step()
+            self._flush()
+
+    def _handle(self, message: ToEngine) -> None:
+        if isinstance(message, GenerateRequest):
+            self._add(Request(message))
+        elif isinstance(message, AbortRequest):
+            self._scheduler.abort(message.rid)
+        elif isinstance(message, FailRequest):
+            self._scheduler.fail(message.rid, message.status, message.message)
+        elif isinstance(message, FailRoom) and isinstance(self._scheduler, PrefillScheduler):
+            self._scheduler.refuse_room(message.bootstrap, message.status, message.message)
+
+    def _add(self, request: Request) -> None:
+        if request.rid in self._scheduler.requests:
+            self._channel.send(RequestFailed(request.rid, 400, f"request id {request.rid!r} is in use"))
+            return
+        self._scheduler.add(request)
+        if request.rid in self._scheduler.requests and request.images:
+            if self._images is None:
+                self._scheduler.fail(request.rid, 400, "this server takes no images")
+            else:
+                self._images.fetch(request)
+
+    def _image_done(self, request: Request, error: tuple[int, str] | None) -> None:
+        """An embedding was attached to a request, or will never come."""
+        if self._scheduler.requests.get(request.rid) is not request:
+            return
+        if error is not None:
+            self._scheduler.fail(request.rid, *error)
+        else:
+            self._scheduler.image_arrived(request)
+
+    def _step(self) -> None:
+        work = self._scheduler.schedule()
+        if not work:
+            return
+        try:
+            tokens = self._runner.run(work)
+        except Exception as error:
+            log.exception("a step of %d requests failed", len(work))
+            for item in work:
+                self._scheduler.fail(item.request.rid, 500, f"the engine failed on this batch: {type(error).__name__}")
+            return
+        self._scheduler.commit(work, tokens)
+
+    def _flush(self) -> None:
+        """Send what the schedulers produced, and the gauges when they changed."""
+        outputs = []
+        for item in self._scheduler.outbox:
+            if isinstance(item, RequestFailed):
+                self._channel.send(item)
+            else:
+                outputs.append(item)
+        self._scheduler.outbox.clear()
+        stats = self._stats()
+        if outputs or stats != self._reported:
+            self._reported = stats
+            self._channel.send(StepOutputs(outputs, stats))
+
+    def _stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_queued=len(self._scheduler.requests) - len(self._scheduler.running),
+            pages_total=self._allocator.num_pages,
+            pages_used=self._allocator.num_used,
+            rooms=self._handoff.num_rooms() if self._handoff is not None else 0,
+            embeddings_pending=self._images.num_pending if self._images is not None else 0,
+            encoder_cache_bytes=self._images.cache_bytes if self._images is not None else 0,
+        )

@@ -1,0 +1,100 @@
+"""From a configuration to loaded components: device, data type, sizes of the KV pool, models."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from epd_runtime.config import Role, ServerConfig
+from epd_runtime.disaggregation.handoff import KVLayout
+from epd_runtime.kvcache.pool import page_bytes
+from epd_runtime.models.config import ModelConfig, load_model_config
+from epd_runtime.models.registry import check_family
+
+CPU_KV_FRACTION = 0.2  # of free memory; pages are touched only when used
+CUDA_KV_FRACTION = 0.85
+
+
+class StartError(RuntimeError):
+    """The engine cannot start; the message is for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where and how a model runs."""
+
+    config: ModelConfig
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    context_length: int
+
+
+def place_model(server: ServerConfig) -> Placement:
+    """Read the model's configuration and settle device, data type and context; raises StartError."""
+    folder = Path(server.model_path)
+    config = load_model_config(folder)
+    check_family(config)
+    if config.vision is None and (server.encoder_only or server.language_only):
+        raise StartError(f"{folder} is a text-only model: --encoder-only and --language-only make no sense for it")
+    device = _device(server.device)
+    context = server.context_length or config.text.max_positions
+    if context > config.text.max_positions:
+        raise StartError(f"--context-length {context} exceeds the model's {config.text.max_positions} positions")
+    return Placement(config, folder, device, _dtype(server.dtype, config.dtype, device), context)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StartError("--device cuda: torch finds no CUDA device; use --device cpu or check the driver")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _dtype(asked: str, native: str, device: torch.device) -> torch.dtype:
+    """auto: the checkpoint's own type on CUDA, float32 on CPU (where half types are slow, see docs/perf-log.md)."""
+    name = asked if asked != "auto" else ("float32" if device.type == "cpu" else native)
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
+    """How many pages the pool has: as asked, else what free memory and the batch can use."""
+    size = page_bytes(placement.config, placement.dtype, server.page_size)
+    if server.max_total_tokens is not None:
+        num_pages = server.max_total_tokens // server.page_size
+    else:
+        useful = server.max_running_requests * -(-placement.context_length // server.page_size)
+        num_pages = min(useful, _free_bytes(placement.device) // size)
+    if num_pages < 1:
+        raise StartError(f"no memory for one KV page of {size} bytes; lower --page-size or raise --max-total-tokens")
+    return KVLayout(
+        model=placement.config.fingerprint,
+        dtype=str(placement.dtype).removeprefix("torch."),
+        page_size=server.page_size,
+        page_bytes=size,
+        num_pages=num_pages,
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * CUDA_KV_FRACTION)
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_KV_FRACTION)
+
+
+def anonymous_storage(nbytes: int, device: torch.device) -> Tensor:
+    """uint8 memory for a pool that no other engine reads; on CPU untouched pages cost nothing."""
+    if device.type == "cuda":
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+
+
+def is_disaggregated(server: ServerConfig) -> bool:
+    """Whether KV crosses between this engine and another."""
+    return server.role in (Role.PREFILL, Role.DECODE)

@@ -1,0 +1,64 @@
+"""The engine process: `python -m epd_runtime.engine.main`, started by the API process, never by hand.
+
+Reads one JSON line from standard input, loads the model, reports EngineReady or EngineFailed, and runs its loop until the
+API process closes that pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import zmq
+
+from epd_runtime.config import Role, ServerConfig
+from epd_runtime.encoder.encoder_loop import EncoderLoop
+from epd_runtime.engine.channel import Channel, exit_with_parent
+from epd_runtime.engine.language_loop import LanguageLoop
+from epd_runtime.engine.loading import StartError, place_model
+from epd_runtime.messages import EngineFailed
+from epd_runtime.models.config import ModelConfigError
+from epd_runtime.models.loader import WeightError
+
+log = logging.getLogger("epd_runtime.engine")
+
+
+def main() -> int:
+    """Run the engine; returns the exit status."""
+    order = json.loads(sys.stdin.buffer.readline())
+    exit_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
+    server = _config(order["config"])
+    logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    torch.set_num_threads(server.num_threads or os.cpu_count() or 1)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    channel = Channel(context, Path(order["ipc_dir"]))
+    try:
+        placement = place_model(server)
+        loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
+    except (StartError, ModelConfigError, WeightError, OSError) as error:
+        channel.send(EngineFailed(str(error)))
+        context.destroy(linger=1000)
+        return 1
+    except Exception as error:
+        log.exception("the engine cannot start")
+        channel.send(EngineFailed(f"{type(error).__name__}: {error}"))
+        context.destroy(linger=1000)
+        return 1
+    channel.send(loop.ready())
+    loop.run()
+    return 0
+
+
+def _config(values: dict[str, object]) -> ServerConfig:
+    """The API process's configuration; JSON turned its tuples into lists."""
+    return ServerConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Owns everything that lives on the device for the language model, and runs one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from epd_runtime.attention.reference import ReferenceAttention
+from epd_runtime.engine.batch_builder import BatchBuilder
+from epd_runtime.engine.sampler import sample
+from epd_runtime.engine.scheduler import Work
+from epd_runtime.kvcache.pool import KVPool
+from epd_runtime.models.decoder import LanguageModel
+
+
+class ModelRunner:
+    """Language model, KV pool and attention of one engine."""
+
+    def __init__(self, model: LanguageModel, pool: KVPool, device: torch.device) -> None:
+        num_axes = 3 if model.config.mrope_section else 1
+        self._model = model
+        self._attention = ReferenceAttention(pool)
+        self._builder = BatchBuilder(pool.layout.page_size, device, num_axes)
+
+    @torch.inference_mode()
+    def run(self, work: Sequence[Work]) -> list[int]:
+        """Compute a step; returns the next token of every work that samples, in order."""
+        logits = self._model(self._builder.build(work), self._attention)
+        sampling = [item.request for item in work if item.samples]
+        return sample(logits, [one.sampling for one in sampling], [len(one.output_ids) for one in sampling])

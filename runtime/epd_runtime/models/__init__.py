@@ -1,0 +1,1 @@
+"""Model families: one file each for what is particular, shared layers beside them, weights read by one loader."""

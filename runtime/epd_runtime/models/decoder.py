@@ -1,0 +1,76 @@
+"""The decoder-only language model shared by Llama, Qwen2 and the text half of Qwen2.5-VL.
+
+What differs between them (bias of q/k/v, rotary form, tied embeddings) is data in `TextConfig`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from epd_runtime.attention.base import AttentionBackend
+from epd_runtime.attention.batch import ForwardBatch
+from epd_runtime.models.config import TextConfig
+from epd_runtime.models.layers import GatedMLP, RMSNorm, rotate
+from epd_runtime.models.rope import RotaryTable
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the paged cache."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.sizes = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
+        self.o_proj = nn.Linear(self.sizes[0], config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
+        """x [tokens, hidden] -> [tokens, hidden]; stores this layer's K and V."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.sizes, dim=-1))
+        attended = backend.forward(rotate(q, cos, sin), rotate(k, cos, sin), v, self.layer, batch)
+        result: Tensor = self.o_proj(attended.flatten(-2))
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, backend)
+        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return result
+
+
+class LanguageModel(nn.Module):
+    """Tokens (and image embeddings in their places) to logits of the rows that are sampled."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rope: RotaryTable | None = None  # set once the device is known
+
+    def forward(self, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
+        """Logits [len(batch.logit_rows), vocab] float32."""
+        assert self.rope is not None
+        x = self.embed_tokens(batch.input_ids)
+        if batch.image_rows is not None:
+            x[batch.image_rows] = batch.image_embeddings
+        cos, sin = self.rope(batch.positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, batch, backend)
+        x = self.norm(x[batch.logit_rows])
+        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return torch.nn.functional.linear(x, head).float()

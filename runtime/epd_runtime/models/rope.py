@@ -1,0 +1,53 @@
+"""Rotary position embeddings of language models: plain, Llama 3 scaling, and multi-axis (M-RoPE).
+
+Cosines and sines of every position are computed once, at load; a step only looks them up.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from epd_runtime.models.config import TextConfig
+
+
+class RotaryTable:
+    """cos and sin of all positions, [positions, head_dim // 2] float32 each."""
+
+    def __init__(self, config: TextConfig, num_positions: int, device: torch.device) -> None:
+        inverse = 1.0 / (config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim))
+        if config.rope_scaling:
+            inverse = _llama3(inverse, config.rope_scaling)
+        angles = torch.arange(num_positions).float()[:, None] * inverse
+        self._cos = angles.cos().to(device)
+        self._sin = angles.sin().to(device)
+        self._axes = _section_axes(config.mrope_section).to(device) if config.mrope_section else None
+
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos, sin [tokens, head_dim] for positions [tokens], or [3, tokens] with M-RoPE."""
+        return self._look_up(self._cos, positions).to(dtype), self._look_up(self._sin, positions).to(dtype)
+
+    def _look_up(self, table: Tensor, positions: Tensor) -> Tensor:
+        if self._axes is None:
+            half = table[positions]
+        else:  # column j of the half follows axis axes[j]: time, height or width
+            columns = torch.arange(table.shape[1], device=table.device)
+            half = table[positions[self._axes].T, columns]
+        return torch.cat((half, half), dim=-1)
+
+
+def _section_axes(sections: tuple[int, ...]) -> Tensor:
+    """Axis of each frequency: section i of the frequencies follows axis i mod 3 (Qwen2-VL)."""
+    return torch.cat([torch.full((size,), index % 3) for index, size in enumerate(sections)])
+
+
+def _llama3(inverse: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Llama 3.1's stretch: long wavelengths divided by `factor`, short ones kept, a ramp between."""
+    old_length = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelength = 2 * math.pi / inverse
+    ramp = ((old_length / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - ramp) * inverse / scaling["factor"] + ramp * inverse
