@@ -48,7 +48,9 @@ class ServerConfig:
 
     encoder_only: bool = flag(False, "Run only the vision encoder; serves POST /encode.")
     language_only: bool = flag(False, "Run no vision encoder; images go to --encoder-urls.")
-    encoder_urls: tuple[str, ...] = flag((), "Encoder servers; a host name stands for all its addresses, always current.")
+    encoder_urls: tuple[str, ...] = flag(
+        (), "Encoder servers; a host name stands for all its addresses, always current."
+    )
     encoder_transfer_backend: str = flag(
         "zmq_to_scheduler", "How embeddings travel from encoder to prefill.", choices=("zmq_to_scheduler",)
     )
@@ -115,9 +117,13 @@ class ServerConfig:
                 "an encoder serves images and nothing else"
             )
         if self.disaggregation_mode == "decode" and (self.language_only or self.encoder_urls):
-            raise ConfigError("--disaggregation-mode decode takes no --language-only or --encoder-urls: it sees no images")
+            raise ConfigError(
+                "--disaggregation-mode decode takes no --language-only or --encoder-urls: it sees no images"
+            )
         if self.language_only and not self.encoder_urls:
-            raise ConfigError("--language-only needs --encoder-urls http://HOST:PORT [...]: the servers that encode images")
+            raise ConfigError(
+                "--language-only needs --encoder-urls http://HOST:PORT [...]: the servers that encode images"
+            )
         if self.encoder_urls and not self.language_only:
             raise ConfigError("--encoder-urls needs --language-only: without it this server encodes images itself")
         positive = ("port", "page_size", "max_running_requests", "max_queued_requests", "chunked_prefill_size",

@@ -9,8 +9,8 @@ one dies the other ends too (the engine reads EOF on its standard input, the API
         EngineReady | EngineFailed   (exactly one of them first)
         StepOutputs | RequestFailed | EncodeDone
 
-Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both; after an
-AbortRequest nothing more need come. All times are seconds of time.time().
+Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both;
+after an AbortRequest nothing more need come. All times are seconds of time.time().
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Segments:
         starts = np.cumsum(sizes) - sizes
         return cls(
             tuple(
-                torch.from_numpy(starts[sizes == size][:, None] + np.arange(size)) for size in np.unique(sizes[sizes > 0])
+                torch.from_numpy(starts[sizes == size][:, None] + np.arange(size))
+                for size in np.unique(sizes[sizes > 0])
             )
         )
 
@@ -40,8 +42,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     """q, k, v [tokens, heads, head_dim]; every token attends to all tokens of its segment. Returns the same shape."""
     out = torch.empty_like(q)
     for index in segments.groups:
-        part = torch.nn.functional.scaled_dot_product_attention(
-            *(tensor[index].transpose(1, 2) for tensor in (q, k, v))
-        )  # [segments, heads, length, head_dim]
+        part_q, part_k, part_v = (tensor[index].transpose(1, 2) for tensor in (q, k, v))
+        part = scaled_dot_product_attention(part_q, part_k, part_v)  # [segments, heads, length, head_dim]
         out[index] = part.transpose(1, 2)
     return out

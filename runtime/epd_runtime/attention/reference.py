@@ -35,13 +35,15 @@ class ReferenceAttention:
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [n, heads, d], k and v [n, kv_heads, d] of one whole prompt."""
-    heads_first = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
-    return scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
 
 def _extend(q: Tensor, keys: Tensor, values: Tensor, sequence: Sequence) -> Tensor:
     """One chunk against the pages of its sequence."""
-    k, v = (pool[sequence.pages].flatten(0, 1)[: sequence.kv_len].transpose(0, 1).unsqueeze(0) for pool in (keys, values))
+    k, v = (
+        pool[sequence.pages].flatten(0, 1)[: sequence.kv_len].transpose(0, 1).unsqueeze(0) for pool in (keys, values)
+    )
     first = sequence.kv_len - sequence.q_len
     visible = torch.arange(sequence.kv_len, device=q.device) <= torch.arange(
         first, sequence.kv_len, device=q.device

@@ -1,8 +1,8 @@
 """Scheduling on a decode worker: requests whose prompt another engine computes.
 
-A request joins its room at prefill, waits for the prompt's length (JOINING), queues for pages (QUEUED), grants them to prefill
-(RECEIVING) and decodes once everything has arrived. Pages that prefill may still write into are freed only after the
-handoff says that the room is over.
+A request joins its room at prefill, waits for the prompt's length (JOINING), queues for pages (QUEUED), grants
+them to prefill (RECEIVING) and decodes once everything has arrived. Pages that prefill may still write into are
+freed only after the handoff says that the room is over.
 """
 
 from __future__ import annotations

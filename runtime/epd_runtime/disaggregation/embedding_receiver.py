@@ -1,8 +1,8 @@
 """Receives embeddings for an engine: a thread that checks and acknowledges parts while the engine computes.
 
-Parts wait in `take()` until the engine attaches them to a request. Encoders can be faster than the engine's message loop, so a part
-may precede its request: the engine parks such parts (`Parking`), bounded in number and time. Garbage is answered with an error
-and logged; it costs nobody else anything.
+Parts wait in `take()` until the engine attaches them to a request. Encoders can be faster than the engine's
+message loop, so a part may precede its request: the engine parks such parts (`Parking`), bounded in number and
+time. Garbage is answered with an error and logged; it costs nobody else anything.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Part:
 class EmbeddingReceiver:
     """Owns the ROUTER socket and its thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], host: str, wake: Callable[[], None]) -> None:
+    def __init__(self, host: str, wake: Callable[[], None]) -> None:
         """Listen on a free port of host; wake() is called, from the thread, when parts wait."""
-        self._socket = context.socket(zmq.ROUTER)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 31)
         self.port = self._socket.bind_to_random_port(f"tcp://{host}")
@@ -55,11 +56,16 @@ class EmbeddingReceiver:
             parts.append(self._parts.popleft())
         return parts
 
+    def close(self) -> None:
+        """Stop listening and end the thread."""
+        self._context.term()
+
     def _run(self) -> None:
         while True:
             try:
                 frames = self._socket.recv_multipart(copy=False)
             except zmq.ContextTerminated:
+                self._socket.close()
                 return
             sender = frames[0].bytes
             try:

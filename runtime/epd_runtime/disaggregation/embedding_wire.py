@@ -1,8 +1,9 @@
 """One image's embedding on its way from an encoder to the engine that needs it.
 
-ZMQ, encoder DEALER → receiver ROUTER, so that delivery is acknowledged: the encoder answers its HTTP request only after the
-receiver has the bytes. Frames of a part: header (msgpack EmbeddingHeader), payload (raw rows, C order, native float type).
-Frames of the answer: EmbeddingAck. Nothing is pickled; sizes and a checksum are verified before the payload is used.
+ZMQ, encoder DEALER → receiver ROUTER, so that delivery is acknowledged: the encoder answers its HTTP request
+only after the receiver has the bytes. Frames of a part: header (msgpack EmbeddingHeader), payload (raw rows, C
+order, native float type). Frames of the answer: EmbeddingAck. Nothing is pickled; sizes and a checksum are
+verified before the payload is used.
 """
 
 from __future__ import annotations

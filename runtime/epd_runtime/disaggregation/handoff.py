@@ -13,8 +13,8 @@ file descriptor becomes readable when events wait, so an idle scheduler can slee
     fail(room, status, message) ───────▶  event Failed(room, …)
     event Failed(room, …)     ◀─────────  abort(room)
 
-Every room ends with exactly one event on each side: Sent or Failed for prefill, Received or Failed for decode. When decode sees
-that event, nobody writes into the room's pages any more: they may be freed at once.
+Every room ends with exactly one event on each side: Sent or Failed for prefill, Received or Failed for decode.
+When decode sees that event, nobody writes into the room's pages any more: they may be freed at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from epd_runtime.messages import Span
 
 
 class KVLayout(msgspec.Struct, frozen=True):
-    """Shape of a KV pool; both sides must agree on all but num_pages. One page is one contiguous block of page_bytes."""
+    """Shape of a KV pool; both sides agree on all but num_pages. A page is one contiguous block of page_bytes."""
 
     model: str  # fingerprint: architecture and sizes
     dtype: str

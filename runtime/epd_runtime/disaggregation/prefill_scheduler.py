@@ -1,7 +1,7 @@
 """Scheduling on a prefill worker: prompts only, and the handoff of their KV to decode.
 
-The prompt's length is announced on arrival and every full page is sent as soon as it is computed, so decode's allocation and the
-copy overlap with compute. Pages stay owned until decode has everything (state SENDING).
+The prompt's length is announced on arrival and every full page is sent as soon as it is computed, so decode's
+allocation and the copy overlap with compute. Pages stay owned until decode has everything (state SENDING).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pushes embeddings from an encoder to the engines that asked, and knows when each has arrived.
 
-One DEALER socket per receiver, kept while it is used. A part is delivered when the receiver acknowledges it; one that is not
-acknowledged in time is reported as failed (the receiver is gone or unreachable), so the HTTP request that asked always ends.
+One DEALER socket per receiver, kept while it is used. A part is delivered when the receiver acknowledges it;
+one that is not acknowledged in time is reported as failed (the receiver is gone or unreachable), so the HTTP
+request that asked always ends.
 """
 
 from __future__ import annotations

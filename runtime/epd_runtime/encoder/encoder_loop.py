@@ -2,11 +2,13 @@
 
     EncodeRequest → (decode, patch in threads) → ViT batch → Delivery → EncodeDone | RequestFailed
 
-Every EncodeRequest ends with exactly one answer. Aborting one only forgets it: its image may serve others from the cache.
+Every EncodeRequest ends with exactly one answer. Aborting one only forgets it: its image may serve others from
+the cache.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 
 import torch
@@ -78,7 +80,7 @@ class EncoderLoop:
             for message in self._channel.receive():
                 if isinstance(message, EncodeRequest):
                     self._open[message.rid] = message
-                    self._vision.submit(message.image, lambda encoded, message=message: self._encoded(message, encoded))
+                    self._vision.submit(message.image, functools.partial(self._encoded, message))
                 elif isinstance(message, AbortRequest):
                     self._open.pop(message.rid, None)
             if self._vision.has_work():
@@ -94,7 +96,7 @@ class EncoderLoop:
             self._finish(request, RequestFailed(request.rid, 400, encoded.error))
             return
         rows = encoded.embedding.cpu().contiguous()
-        payload = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+        payload = memoryview(rows.view(torch.uint8).numpy().data).cast("B")
         header = EmbeddingHeader(
             version=WIRE_VERSION,
             request_id=request.request_id,

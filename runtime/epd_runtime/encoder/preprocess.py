@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from epd_runtime.models.config import VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Image.MAX_IMAGE_PIXELS = None  # the configured bound below takes the place of PIL's own, which only warns at first
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -53,7 +53,9 @@ class Normalisation:
     def apply(self, patches: Tensor, channels: int) -> Tensor:
         """uint8 [n, channels * area] -> float32 of the same shape, on the patches' device."""
         scale = torch.tensor([self.rescale / deviation for deviation in self.std], device=patches.device)
-        shift = torch.tensor([m / deviation for m, deviation in zip(self.mean, self.std, strict=True)], device=patches.device)
+        shift = torch.tensor(
+            [m / deviation for m, deviation in zip(self.mean, self.std, strict=True)], device=patches.device
+        )
         split = patches.view(patches.shape[0], channels, -1).float()
         return (split * scale[:, None] - shift[:, None]).flatten(1)
 
@@ -61,7 +63,10 @@ class Normalisation:
 def read_patches(
     data: bytes, grid: tuple[int, int, int], vision: VisionConfig, resample: int, max_pixels: int
 ) -> npt.NDArray[np.uint8]:
-    """Decode, resize to the grid and cut: uint8 [h * w, channels * patch * patch] in merge-block order. Raises ImageError."""
+    """Decode, resize to the grid and cut: uint8 [h * w, channels * patch * patch] in merge-block order.
+
+    Raises ImageError for files that cannot be decoded or have more than max_pixels.
+    """
     _, rows, columns = grid
     side, merge = vision.patch_size, vision.merge_size
     image = _decode(data, max_pixels)
@@ -73,12 +78,10 @@ def read_patches(
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"the image has {image.width}x{image.height} pixels, more than {max_pixels}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"the image has {image.width}x{image.height} pixels, more than {max_pixels}")
+        return ImageOps.exif_transpose(image).convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # PIL raises many types on hostile files

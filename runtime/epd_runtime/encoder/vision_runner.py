@@ -1,9 +1,10 @@
 """Turns images into embeddings, batching those of different requests.
 
-    submit(image) ──▶ threads decode and patch ──▶ ready ──▶ step(): one ViT pass over up to max_batch images ──▶ results
+    submit(image) ──▶ threads decode and patch ──▶ ready ──▶ step(): one ViT pass over up to max_batch images
+    ──▶ results
 
-Equal images in flight are computed once (single flight), images seen before come from the cache. A bad image fails alone. The owner's
-loop calls `step()`; `wake` is called, from a thread, when that is worth it.
+Equal images in flight are computed once (single flight), images seen before come from the cache. A bad image
+fails alone. The owner's loop calls `step()`; `wake` is called, from a thread, when that is worth it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class BatchBuilder:
             positions=self._tensor(self._positions(work, index)),
             write_pages=self._tensor(write_pages),
             write_slots=self._tensor(write_slots),
-            logit_rows=self._tensor(np.array([starts[row + 1] - 1 for row, item in enumerate(work) if item.samples], dtype=np.int64)),
+            logit_rows=self._tensor(
+                np.array([starts[row + 1] - 1 for row, item in enumerate(work) if item.samples], dtype=np.int64)
+            ),
             prefills=tuple(
                 self._prefill(item, own, int(start))
                 for item, own, start in zip(work, pages, starts[:-1], strict=True)

@@ -1,16 +1,17 @@
 """Where a generating engine gets image embeddings from: its own vision tower, or encoder servers.
 
-`fetch(request)` starts it, `step()` attaches what has come and tells for which requests; a request that left meanwhile is skipped.
+`fetch(request)` starts it, `step()` attaches what has come and tells for which requests; a request that left
+meanwhile is skipped.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import Protocol, TypeAlias
 
 import torch
-import zmq
 
 from epd_runtime.config import ServerConfig
 from epd_runtime.disaggregation.embedding_receiver import EmbeddingReceiver, Parking, Part
@@ -72,7 +73,7 @@ class LocalImages:
 
     def fetch(self, request: Request) -> None:
         for index, image in enumerate(request.images):
-            self._runner.submit(image, lambda encoded, index=index: self._encoded(request, index, encoded))
+            self._runner.submit(image, functools.partial(self._encoded, request, index))
 
     def _encoded(self, request: Request, index: int, encoded: Encoded) -> None:
         if request.state is State.FINISHED:
@@ -100,8 +101,8 @@ class RemoteImages:
     Failures of encoders reach the engine as FailRequest. The deadline here is a last resort against a lost part.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], host: str, hidden: int, waker: Waker) -> None:
-        self._receiver = EmbeddingReceiver(context, host, waker.wake)
+    def __init__(self, host: str, hidden: int, waker: Waker) -> None:
+        self._receiver = EmbeddingReceiver(host, waker.wake)
         self.port = self._receiver.port
         self._hidden = hidden
         self._waiting: dict[str, Request] = {}

@@ -1,7 +1,7 @@
 """The engine process: `python -m epd_runtime.engine.main`, started by the API process, never by hand.
 
-Reads one JSON line from standard input, loads the model, reports EngineReady or EngineFailed, and runs its loop until the
-API process closes that pipe.
+Reads one JSON line from standard input, loads the model, reports EngineReady or EngineFailed, and runs its loop
+until the API process closes that pipe.
 """
 
 from __future__ import annotations

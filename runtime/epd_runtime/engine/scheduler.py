@@ -1,8 +1,8 @@
 """Decides what the next step computes. Owns every request; a request's state says which collection holds it.
 
-One step mixes decode (one token each, never starved) with chunks of prompts up to a token budget. Pages for prompt and
-answer are reserved on admission, in order of arrival, so a running request never runs out. No torch and no I/O here: what
-happened is in `outbox`, to be sent by the engine's loop.
+One step mixes decode (one token each, never starved) with chunks of prompts up to a token budget. Pages for
+prompt and answer are reserved on admission, in order of arrival, so a running request never runs out. No torch
+and no I/O here: what happened is in `outbox`, to be sent by the engine's loop.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Scheduler:
         limit = self.limits.context_length
         if not 0 < request.prompt_length < limit:
             self.fail(
-                request.rid, 400, f"the prompt has {request.prompt_length} tokens; at least 1 and at most {limit - 1} fit"
+                request.rid,
+                400,
+                f"the prompt has {request.prompt_length} tokens; at least 1 and at most {limit - 1} fit",
             )
             return False
         request.resolve_max_new_tokens(limit)
@@ -96,8 +98,8 @@ class Scheduler:
             self.fail(
                 request.rid,
                 400,
-                f"the request needs {needed * self.limits.page_size} tokens of KV cache and the server has "
-                f"{available * self.limits.page_size}; ask for fewer max_tokens or start it with a larger --max-total-tokens",
+                f"the request needs {needed * self.limits.page_size} tokens of KV cache, the server has "
+                f"{available * self.limits.page_size}; ask for fewer max_tokens or raise --max-total-tokens",
             )
             return False
         return True

@@ -44,12 +44,12 @@ _NEXT: dict[State, frozenset[State]] = {
 }
 
 
-class IllegalTransition(RuntimeError):
+class IllegalTransitionError(RuntimeError):
     """A bug in a scheduler: the message names both states."""
 
 
 def advance(current: State, following: State) -> State:
     """The following state, if it may follow the current one."""
     if following not in _NEXT[current]:
-        raise IllegalTransition(f"a request in {current.name} cannot become {following.name}")
+        raise IllegalTransitionError(f"a request in {current.name} cannot become {following.name}")
     return following

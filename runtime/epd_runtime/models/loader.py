@@ -7,6 +7,7 @@ that names it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def load_weights(module: nn.Module, folder: Path, place: NameMap) -> None:
         filled[parameter_name] += part.numel()
     for name, count in filled.items():
         if count != parameters[name].numel():
-            raise WeightError(f"{folder} lacks weights for parameter {name!r} ({count} of {parameters[name].numel()} filled)")
+            raise WeightError(
+                f"{folder} lacks weights for parameter {name!r} ({count} of {parameters[name].numel()} filled)"
+            )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -60,7 +63,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             raise WeightError(f"{folder} lacks the shard {shard} that its index names")
         with safe_open(folder / shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
-                yield name, lambda name=name, file=file: file.get_tensor(name)
+                yield name, functools.partial(file.get_tensor, name)
 
 
 def fill_dummy(module: nn.Module, seed: int) -> None:

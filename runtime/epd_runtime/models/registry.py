@@ -1,7 +1,7 @@
 """Families by `model_type` of config.json, and how their two components are built and filled.
 
-An encoder asks only for the vision tower, a decode worker only for the language model: what a process does not ask for is
-never allocated.
+An encoder asks only for the vision tower, a decode worker only for the language model: what a process does not
+ask for is never allocated.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ _VISION_PREFIX = re.compile(r"^(?:model\.)?visual\.")
 def check_family(config: ModelConfig) -> None:
     """Raise ModelConfigError unless this engine runs the family."""
     if config.model_type not in TEXT_FAMILIES:
-        raise ModelConfigError(f"model_type {config.model_type!r} is not supported; known are {', '.join(TEXT_FAMILIES)}")
+        raise ModelConfigError(
+            f"model_type {config.model_type!r} is not supported; known are {', '.join(TEXT_FAMILIES)}"
+        )
 
 
 def load_language_model(
-    config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype, num_positions: int, dummy_seed: int | None
+    config: ModelConfig,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_positions: int,
+    dummy_seed: int | None,
 ) -> LanguageModel:
     """The language model with its weights; dummy_seed draws them instead of reading."""
     model = _allocate(lambda: LanguageModel(config.text), device, dtype)

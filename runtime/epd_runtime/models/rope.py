@@ -50,4 +50,5 @@ def _llama3(inverse: Tensor, scaling: dict[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelength = 2 * math.pi / inverse
     ramp = ((old_length / wavelength - low) / (high - low)).clamp(0, 1)
-    return (1 - ramp) * inverse / scaling["factor"] + ramp * inverse
+    stretched: Tensor = (1 - ramp) * inverse / scaling["factor"] + ramp * inverse
+    return stretched

@@ -1,0 +1,114 @@
+"""Embeddings between real sockets: delivery, refusal of garbage, silent receivers, parking."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epd_runtime.disaggregation import embedding_wire as wire
+from epd_runtime.disaggregation.embedding_receiver import MAX_PARKED, EmbeddingReceiver, Parking, Part
+from epd_runtime.encoder import delivery as delivery_module
+from epd_runtime.encoder.delivery import Delivery
+
+
+def header(payload: bytes, request_id: str = "r", part: int = 0, **changes: object) -> wire.EmbeddingHeader:
+    values: dict[str, object] = {
+        "version": wire.WIRE_VERSION, "request_id": request_id, "part_idx": part, "num_rows": len(payload) // 8,
+        "hidden": 2, "dtype": "float32", "checksum": wire.checksum(payload), "spans": [], "sent_at": 0.0,
+    }  # fmt: skip
+    return wire.EmbeddingHeader(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+def wait_until(condition: object, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+def test_parts_arrive_and_are_acknowledged(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    woken = threading.Event()
+    receiver = EmbeddingReceiver("127.0.0.1", woken.set)
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    payload = bytes(range(64)) * 1000
+    for part in range(5):
+        delivery.send(
+            f"tcp://127.0.0.1:{receiver.port}", header(payload, part=part), memoryview(payload), results.append
+        )
+    wait_until(lambda: delivery.poll() or len(results) == 5)
+    assert results == [""] * 5
+    assert woken.is_set()
+    parts = receiver.take()
+    assert [part.header.part_idx for part in parts] == list(range(5))
+    assert all(bytes(part.payload) == payload for part in parts)
+    assert delivery.num_waiting == 0
+    del parts
+    receiver.close()
+
+
+def test_garbage_is_answered_with_an_error_and_harms_nobody(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    receiver = EmbeddingReceiver("127.0.0.1", lambda: None)
+    attacker = context.socket(zmq.DEALER)
+    attacker.setsockopt(zmq.RCVTIMEO, 5000)
+    attacker.connect(f"tcp://127.0.0.1:{receiver.port}")
+    payload = b"x" * 64
+    bad: list[list[bytes]] = [
+        [b""], [b"", b""], [b"\xff" * 50, payload], [wire.encode(header(payload))],
+        [wire.encode(header(payload)), payload, payload],
+        [wire.encode(header(payload, version=99)), payload], [wire.encode(header(payload, num_rows=10**9)), payload],
+        [wire.encode(header(payload, checksum=1)), payload], [wire.encode(header(payload, dtype="object")), payload],
+        [wire.encode(header(payload, num_rows=-8)), payload],
+    ]  # fmt: skip
+    for frames in bad:
+        attacker.send_multipart(frames)
+        assert wire.decode_ack(attacker.recv()).error
+    assert receiver.take() == []
+    attacker.send_multipart([wire.encode(header(payload)), payload])
+    assert wire.decode_ack(attacker.recv()).error == ""
+    wait_until(lambda: len(receiver.take()) == 1)
+    receiver.close()
+
+
+def test_a_receiver_that_is_not_there_is_reported(
+    context: zmq.Context[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "ACK_SECONDS", 0.3)
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    delivery.send("tcp://127.0.0.1:1", header(b"x" * 8), memoryview(b"x" * 8), results.append)
+    delivery.send("nonsense", header(b"x" * 8), memoryview(b"x" * 8), results.append)
+    wait_until(lambda: delivery.poll() or len(results) == 2)
+    assert "cannot send" in results[0]
+    assert "did not acknowledge" in results[1]
+    assert delivery.num_waiting == 0
+
+
+@given(st.binary(max_size=200), st.binary(max_size=64))
+def test_random_headers_never_crash(frame: bytes, payload: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode_header(frame, memoryview(payload))
+
+
+def test_parking_is_bounded_and_expires() -> None:
+    parking = Parking()
+    for index in range(MAX_PARKED + 10):
+        parking.put(Part(header(b"", request_id=str(index)), memoryview(b""), arrived=float(index)))
+    assert len(parking) == MAX_PARKED
+    assert parking.take("0", 1) == []
+    assert len(parking.take("500", 1)) == 1
+    parking.expire(now=10.0**9)
+    assert len(parking) == 0

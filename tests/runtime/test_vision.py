@@ -1,0 +1,147 @@
+"""Preprocessing and vision tower against transformers; the cache; batches with bad images."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from epd_runtime.encoder.cache import EmbeddingCache
+from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
+from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
+from epd_runtime.messages import ImageInput
+from epd_runtime.models.config import VisionConfig
+from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
+from epd_runtime.models.registry import vision_names
+
+CPU = torch.device("cpu")
+SIZES = [(28, 28), (300, 200), (57, 501), (640, 480), (29, 140)]
+VISION = VisionConfig(
+    depth=3, hidden_size=32, intermediate_size=48, num_heads=2, in_channels=3, patch_size=14, temporal_patch_size=2,
+    merge_size=2, window_size=56, full_attention_blocks=frozenset({1}), out_hidden_size=24, rope_theta=10000.0,
+)  # fmt: skip
+
+
+def picture(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def towers() -> tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower]:
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 24,
+            "window_size": 56, "fullatt_block_indexes": [1], "initializer_range": 0.2,
+        }
+    ).vision_config  # fmt: skip
+    theirs = Qwen2_5_VisionTransformerPretrainedModel._from_config(config).eval()
+    ours = Qwen25VisionTower(VISION).eval()
+    parameters = dict(ours.named_parameters())
+    place = vision_names(VISION)
+    with torch.no_grad():
+        for name, tensor in theirs.state_dict().items():
+            target, first, count = place(f"visual.{name}") or pytest.fail(name)
+            part = parameters[target]
+            (part[first : first + count] if count else part).copy_(tensor)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_patches_equal_the_image_processor(size: tuple[int, int]) -> None:
+    data = picture(*size)
+    processor = Qwen2VLImageProcessorPil()
+    expected = processor(Image.open(io.BytesIO(data)), return_tensors="pt")
+    grid = tuple(expected["image_grid_thw"][0].tolist())
+    normalisation = Normalisation.load(Path("/nonexistent"))
+    patches = torch.from_numpy(read_patches(data, grid, VISION, normalisation.resample, 1 << 26))
+    single = expected["pixel_values"].view(-1, 3, 2, 14 * 14)[:, :, 0].flatten(1)  # both frames are equal
+    torch.testing.assert_close(normalisation.apply(patches, 3), single, rtol=0, atol=2e-6)
+
+
+def test_tower_equals_transformers(towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower]) -> None:
+    theirs, ours = towers
+    grids = [(1, 10, 14), (1, 2, 2), (1, 8, 6), (1, 2, 30), (1, 10, 14)]
+    patches = torch.randn(sum(h * w for _, h, w in grids), 3, 1, 14 * 14)
+    with torch.inference_mode():
+        expected = theirs(patches.expand(-1, -1, 2, -1).flatten(1), torch.tensor(grids)).pooler_output
+        torch.testing.assert_close(ours(patches.flatten(1), grids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower],
+) -> None:
+    _, ours = towers
+    grids = [(1, 4, 6), (1, 10, 10)]
+    patches = torch.randn(24 + 100, 3 * 14 * 14)
+    with torch.inference_mode():
+        together = ours(patches, grids)
+        torch.testing.assert_close(together[6:], ours(patches[24:], grids[1:]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", picture(40, 40)[:200], b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"<svg/>"]
+)
+def test_broken_files_raise_image_errors(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        read_patches(data, (1, 2, 2), VISION, 3, 1 << 26)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("1", (20000, 20000)).save(file, "PNG")
+    with pytest.raises(ImageError, match="20000x20000"):
+        read_patches(file.getvalue(), (1, 2, 2), VISION, 3, 1 << 26)
+
+
+def test_cache_is_bounded_and_forgets_the_oldest() -> None:
+    cache = EmbeddingCache(max_bytes=3 * 400)
+    for name in "abc":
+        cache.put(name, torch.zeros(100))
+    cache.get("a")
+    cache.put("d", torch.zeros(100))
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+    assert cache.nbytes == 1200
+    cache.put("huge", torch.zeros(1000))
+    assert cache.get("huge") is None
+
+
+def test_runner_batches_shares_and_isolates_bad_images(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower],
+) -> None:
+    runner = VisionRunner(towers[1], Path("/nonexistent"), CPU, 8, 1 << 26, 1 << 20, lambda: None)
+    results: dict[str, Encoded] = {}
+
+    def submit(name: str, data: bytes, content: str) -> None:
+        image = ImageInput(content, (1, 4, 4), 0, 4, data)
+        runner.submit(image, lambda encoded: results.__setitem__(name, encoded))
+
+    submit("one", picture(56, 56, 1), "one")
+    submit("again", picture(56, 56, 1), "one")
+    submit("bad", b"garbage", "bad")
+    submit("two", picture(56, 56, 2), "two")
+    assert runner.num_pending == 3
+    deadline = time.monotonic() + 20
+    while len(results) < 4 and time.monotonic() < deadline:
+        runner.step()
+        time.sleep(0.01)
+    assert results["one"].embedding is results["again"].embedding
+    assert results["one"].embedding is not None
+    assert results["one"].embedding.shape == (4, 24)
+    assert "cannot be decoded" in results["bad"].error
+    assert results["two"].embedding is not None
+    assert runner.num_pending == 0
+    submit("cached", b"", "one")
+    assert results["cached"].embedding is results["one"].embedding
