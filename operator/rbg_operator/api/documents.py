@@ -88,7 +88,7 @@ def _check_events(data: bytes, source: str) -> None:
                 _refuse(source, f"is nested deeper than {MAX_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.style is None:
+        elif isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style:
             _refuse(source, "uses the merge key <<, which can expand without bound; write the fields out")
 
 

@@ -63,7 +63,7 @@ def _check_type(root: Fields) -> None:
     if version and version != API_VERSION:
         what = "another version of it" if version.startswith(f"{API_GROUP}/") else "no version of it"
         root.error("apiVersion", f"is {version!r}, {what}; write {API_VERSION}")
-    if kind not in ("", KIND):
+    if kind != KIND:
         raise ManifestError(root.findings.errors)
 
 

@@ -61,7 +61,10 @@ def module(argv: Sequence[str]) -> str:
 
 def _shell_words(script: str) -> list[str]:
     joined = script.replace("\\\n", " ")
+    lexer = shlex.shlex(joined, posix=True, punctuation_chars=True)  # "30000; exec …" is two words
+    lexer.whitespace_split = True
+    lexer.commenters = ""
     try:
-        return shlex.split(joined)
+        return list(lexer)
     except ValueError:  # an unclosed quote: the shell will complain, the flags can still be read
         return joined.split()
