@@ -1,0 +1,145 @@
+"""What the API process reads from a model folder: sizes, tokenizer, chat template, resizing rule, sampling defaults.
+
+`transformers` would read the same files but imports torch, which costs seconds and hundreds of megabytes per process.
+Everything is read once at the start; a folder that cannot serve is refused there with one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from epd_runtime.frontend.chat_template import ChatTemplate
+from epd_runtime.frontend.images import ResizeRule
+from epd_runtime.models.config import ModelConfig, ModelConfigError, load_model_config
+
+ModelFolderError = ModelConfigError  # the same mistake, found a little later
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingDefaults:
+    """What generation_config.json says about requests that say nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """One model as the frontend knows it."""
+
+    path: Path
+    config: ModelConfig
+    architectures: tuple[str, ...]
+    tokenizer: tokenizers.Tokenizer
+    chat_template: ChatTemplate | None
+    sampling: SamplingDefaults
+    resize: ResizeRule | None  # None: no images
+    image_token_id: int | None
+
+    @property
+    def image_token(self) -> str | None:
+        """Text of the placeholder that stands for one image in a prompt."""
+        return None if self.image_token_id is None else self.tokenizer.id_to_token(self.image_token_id)
+
+
+def check_model_folder(path: str) -> Path:
+    """The folder, or ModelFolderError saying what is missing; reads no file."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFolderError(f"--model-path {path} is not a folder; give a folder in Hugging Face layout")
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(
+            f"{folder / 'config.json'} does not exist; --model-path must name a Hugging Face model folder"
+        )
+    return folder
+
+
+def load_model_folder(path: str) -> ModelFolder:
+    """Read a model folder; raises ModelFolderError with one line that names the file."""
+    folder = check_model_folder(path)
+    raw = read_json(folder / "config.json")
+    config = load_model_config(folder)
+    image_token_id = raw.get("image_token_id")
+    has_images = config.vision is not None and isinstance(image_token_id, int)
+    return ModelFolder(
+        path=folder,
+        config=config,
+        architectures=tuple(raw.get("architectures") or ()),
+        tokenizer=_load_tokenizer(folder / "tokenizer.json"),
+        chat_template=_load_chat_template(folder),
+        sampling=_sampling_defaults(read_json(folder / "generation_config.json")),
+        resize=_resize_rule(folder, config) if has_images else None,
+        image_token_id=image_token_id if has_images else None,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, {} when there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} must hold a JSON object")
+    return content
+
+
+def _load_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise ModelFolderError(f"{path} does not exist; save the model's fast tokenizer there")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelFolderError(f"{path} is not a valid tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_chat_template(folder: Path) -> ChatTemplate | None:
+    raw = read_json(folder / "tokenizer_config.json")
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else raw.get("chat_template")
+    source = source or read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(source, list):  # several named templates
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    special = {name: _token_text(raw.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
+    except Exception as error:  # a template may hold anything
+        raise ModelFolderError(f"the chat template of {folder} cannot be compiled: {error}") from None
+
+
+def _token_text(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
+    if raw.get("do_sample") is False:
+        return SamplingDefaults(temperature=0.0)
+    known = {field.name for field in dataclasses.fields(SamplingDefaults)}
+    return SamplingDefaults(**{name: raw[name] for name in known if raw.get(name) is not None})
+
+
+def _resize_rule(folder: Path, config: ModelConfig) -> ResizeRule:
+    assert config.vision is not None
+    raw = read_json(folder / "preprocessor_config.json")
+    raw = raw or read_json(folder / "processor_config.json").get("image_processor") or {}
+    size = raw.get("size") or {}
+    factor = raw.get("patch_size", config.vision.patch_size) * raw.get("merge_size", config.vision.merge_size)
+    return ResizeRule(
+        factor=factor,
+        min_pixels=raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56,
+        max_pixels=raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280,
+    )

@@ -1,0 +1,191 @@
+"""The API process's end of the sockets to its engine.
+
+One reader takes every message off the PULL socket and puts it into the mailbox of the request it belongs to. A mailbox
+never blocks the reader and never loses tokens; it is bounded by the request's own max_new_tokens.
+
+    open() ──▶ [message, message, …] ──▶ every rid finished
+      │            └──▶ RequestFailed: RequestError to the reader of the mailbox, the other rids are aborted
+      └── leaving the `with` block early (client gone, stop string, error) sends AbortRequest for what is unfinished
+    fail_all(): the engine died; every open mailbox raises RequestError 503
+
+Leak-free by construction: a mailbox exists only inside its `with` block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import zmq
+
+from epd_runtime import messages
+from epd_runtime.frontend.errors import RequestError
+from epd_runtime.messages import (
+    AbortRequest,
+    EncodeDone,
+    EncodeRequest,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerateRequest,
+    RequestFailed,
+    StepOutputs,
+    TokenOutput,
+)
+
+Output: TypeAlias = TokenOutput | EncodeDone
+BURST = 64  # messages taken in one turn of the event loop, so that HTTP connections are served in between
+
+logger = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """Outputs of the requests of one client call. Iterate until all are finished."""
+
+    def __init__(self, rids: Sequence[str]) -> None:
+        self.open = set(rids)
+        self._items: list[Output] = []
+        self._error: RequestError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: Output) -> None:
+        """Called by the reader."""
+        if isinstance(output, EncodeDone) or output.finish_reason is not None:
+            self.open.discard(output.rid)
+        self._items.append(output)
+        self._wake()
+
+    def fail(self, error: RequestError, rid: str | None = None) -> None:
+        """One request, or with rid None all of them, ended with an error."""
+        if rid is None:
+            self.open.clear()
+        else:
+            self.open.discard(rid)
+        self._error = self._error or error
+        self._wake()
+
+    async def take(self) -> list[Output]:
+        """All outputs that wait, at least one; [] when every request is finished. Raises RequestError."""
+        while not self._items and self._error is None and self.open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._items:
+            items, self._items = self._items, []
+            return items
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class EngineClient:
+    """Sends requests to the engine and routes what it answers. Belongs to one event loop."""
+
+    def __init__(self, ipc_dir: Path) -> None:
+        self.stats = EngineStats()
+        self.dead: RequestError | None = None
+        self.ready: asyncio.Future[EngineReady | EngineFailed] = asyncio.get_running_loop().create_future()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._context = zmq.Context()
+        self._to_engine = self._context.socket(zmq.PUSH)
+        self._to_engine.setsockopt(zmq.SNDHWM, 0)  # admission bounds what is under way
+        self._to_engine.setsockopt(zmq.LINGER, 0)
+        self._to_engine.connect(f"ipc://{ipc_dir}/to_engine.ipc")
+        self._from_engine = self._context.socket(zmq.PULL)
+        self._from_engine.setsockopt(zmq.RCVHWM, 0)  # an engine step must never wait for this process
+        self._from_engine.bind(f"ipc://{ipc_dir}/from_engine.ipc")
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self._from_engine.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._read)
+        self._loop.call_soon(self._read)
+
+    @contextmanager
+    def open(self, requests: Sequence[GenerateRequest] | Sequence[EncodeRequest]) -> Iterator[Mailbox]:
+        """Submit requests; on leaving, what is unfinished is aborted. Raises RequestError 503 if the engine died."""
+        if self.dead is not None:
+            raise self.dead
+        mailbox = Mailbox([request.rid for request in requests])
+        self._mailboxes.update((request.rid, mailbox) for request in requests)
+        try:
+            for request in requests:
+                self.send(request)
+            yield mailbox
+        finally:
+            for request in requests:
+                del self._mailboxes[request.rid]
+            for rid in mailbox.open:
+                self.send(AbortRequest(rid))
+
+    def abort(self, mailbox: Mailbox, rid: str) -> None:
+        """End one request of a mailbox early, as finished: its stop string matched."""
+        if rid in mailbox.open:
+            mailbox.open.discard(rid)
+            self.send(AbortRequest(rid))
+
+    def send(self, message: messages.ToEngine) -> None:
+        """Queue one message for the engine; nothing happens when it is dead."""
+        if self.dead is None:
+            self._to_engine.send(messages.encode(message), zmq.NOBLOCK)
+
+    def fail_all(self, error: RequestError) -> None:
+        """The engine is gone: end every open request, now and from now on."""
+        self.dead = error
+        for mailbox in set(self._mailboxes.values()):
+            mailbox.fail(error)
+
+    @property
+    def num_open(self) -> int:
+        """Requests in the engine as far as this process knows."""
+        return len(self._mailboxes)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._loop.remove_reader(self._fd)
+        self._context.destroy(linger=0)
+
+    def _read(self) -> None:
+        # The descriptor signals edges: read until nothing is left, else nobody wakes this process for the rest.
+        if self._from_engine.closed:
+            return
+        for _ in range(BURST):
+            try:
+                frame = self._from_engine.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._dispatch(messages.decode_from_engine(frame))
+            except msgspec.MsgspecError as error:
+                logger.error("message from the engine cannot be decoded: %s", error)
+        self._loop.call_soon(self._read)
+
+    def _dispatch(self, message: messages.FromEngine) -> None:
+        match message:
+            case StepOutputs():
+                self.stats = message.stats
+                for output in message.outputs:
+                    self._deliver(output)
+            case EncodeDone():
+                self.stats = message.stats
+                self._deliver(message)
+            case RequestFailed():
+                mailbox = self._mailboxes.get(message.rid)
+                if mailbox is not None:
+                    mailbox.fail(RequestError(message.status, message.message), message.rid)
+            case EngineReady() | EngineFailed():
+                if isinstance(message, EngineReady):
+                    self.stats = message.stats
+                if not self.ready.done():
+                    self.ready.set_result(message)
+
+    def _deliver(self, output: Output) -> None:
+        mailbox = self._mailboxes.get(output.rid)
+        if mailbox is not None and output.rid in mailbox.open:
+            mailbox.put(output)

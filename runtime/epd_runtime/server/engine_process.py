@@ -1,0 +1,118 @@
+"""The engine's operating-system process: started, watched and stopped by the API process.
+
+    start() ──▶ alive ──▶ exited        exit_code is set once, and `exited` completes within milliseconds of the death
+                  │
+                stop(): EOF on its standard input asks it to leave; SIGKILL after a bound
+
+The two die together: the engine reads EOF (and the kernel sends SIGKILL, in case it is busy) when the API process is
+gone; the API process watches a pidfd. The engine has a process group of its own, so that Ctrl-C and a supervisor's
+signal reach only the API process, which then drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from epd_runtime.config import ServerConfig
+
+ENGINE_COMMAND = (sys.executable, "-m", "epd_runtime.engine.main")
+STOP_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+MAX_DIRECTORY_LENGTH = 80  # a socket path holds at most 107 bytes
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
+
+
+def make_ipc_dir() -> Path:
+    """A fresh folder for the sockets, mode 0700."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="epd-", dir=base if len(base) <= MAX_DIRECTORY_LENGTH else "/tmp"))
+
+
+class EngineProcess:
+    """One engine process. Start it before an event loop exists, to let it load meanwhile; then call watch()."""
+
+    def __init__(self, config: ServerConfig, command: Sequence[str] = ENGINE_COMMAND) -> None:
+        self.ipc_dir = make_ipc_dir()
+        self._config = config
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process and hand it its configuration; raises OSError when it cannot be started."""
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, preexec_fn=die_with_parent, process_group=0
+        )
+        line = msgspec.json.encode({"config": dataclasses.asdict(self._config), "ipc_dir": str(self.ipc_dir)})
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is dead already; watch() tells
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+
+    def watch(self) -> asyncio.Future[int]:
+        """A future of the exit status (negative: the signal); completes as soon as the process is gone."""
+        process = self._running()
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[int] = loop.create_future()
+        pidfd = os.pidfd_open(process.pid)
+
+        def gone() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            code = process.wait()
+            if not exited.done():
+                exited.set_result(code)
+
+        loop.add_reader(pidfd, gone)
+        return exited
+
+    def stop(self) -> None:
+        """End the process, killing it after STOP_SECONDS, and remove the sockets. Safe to call twice."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.ipc_dir, ignore_errors=True)
+
+    def kill(self) -> None:
+        """SIGKILL, for an engine that has nothing to finish; stop() still has to follow."""
+        self._running().kill()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._running().pid
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the engine process was not started")
+        return self._process
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, for a message to the user."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -1,0 +1,72 @@
+"""Prometheus metrics, under the names that dashboards of the reference system read.
+
+Counters and histograms are kept where requests end; gauges are read from the engine's last message at scrape time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from epd_runtime.messages import EngineStats
+
+PREFIX = "sglang:"
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+
+GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+    "num_running_reqs": ("Requests in the running batch", lambda s: s.num_running),
+    "num_queue_reqs": ("Requests waiting in the engine", lambda s: s.num_queued),
+    "token_usage": ("Share of KV pages in use", lambda s: s.pages_used / s.pages_total if s.pages_total else 0.0),
+    "kv_pages_total": ("KV pages of the engine", lambda s: s.pages_total),
+    "kv_pages_used": ("KV pages in use", lambda s: s.pages_used),
+    "num_rooms": ("Rooms of the prefill/decode handoff not ended", lambda s: s.rooms),
+    "num_embeddings_pending": ("Images whose embedding has not arrived", lambda s: s.embeddings_pending),
+    "encoder_cache_size_bytes": ("Bytes in the embedding cache", lambda s: s.encoder_cache_bytes),
+}
+
+
+class Metrics:
+    """All metrics of one server process."""
+
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats], num_open: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"model_name": model_name}
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "Arrival to first token")
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between tokens", TOKEN_BUCKETS)
+        self.e2e_latency = self._histogram("e2e_request_latency_seconds", "Arrival to last token")
+        self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of finished requests")
+        self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens of finished requests")
+        self.cached_tokens = self._counter("cached_tokens_total", "Prompt tokens found in the prefix cache")
+        self.num_requests = self._counter("num_requests_total", "Requests that reached the engine and finished")
+        self.failures = Counter(
+            PREFIX + "num_failed_requests_total", "Requests refused or failed", ["status"], registry=self.registry
+        )
+        self.encoder_requests = Counter(
+            PREFIX + "encoder_requests_total", "Encode requests", ["modality", "status"], registry=self.registry
+        )
+        self.encoder_latency = self._histogram("encoder_request_seconds", "Encode request to delivery")
+        for name, (text, read) in GAUGES.items():
+            self._gauge(name, text, partial(_read_gauge, read, stats))
+        self._gauge("num_open_reqs", "Requests of this server under way", num_open)
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return bytes(generate_latest(self.registry))
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
+        metric = Histogram(PREFIX + name, text, list(self._labels), buckets=buckets, registry=self.registry)
+        return metric.labels(**self._labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(PREFIX + name, text, list(self._labels), registry=self.registry).labels(**self._labels)
+
+    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        metric = Gauge(PREFIX + name, text, list(self._labels), registry=self.registry)
+        metric.labels(**self._labels).set_function(read)
+
+
+def _read_gauge(read: Callable[[EngineStats], float], stats: Callable[[], EngineStats]) -> float:
+    return read(stats())

@@ -1,0 +1,143 @@
+"""What all routes share: the model, the engine, the state of the server, and how many requests are under way.
+
+    STARTING ──EngineReady──▶ SERVING ──SIGTERM──▶ DRAINING
+        └──────────────── the engine died ────────────▶ FAILED
+
+Only SERVING admits requests. Admission counts samples from before their images are fetched until their answer is sent,
+so that neither this process nor the engine's queue can be flooded.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from epd_runtime.config import Role, ServerConfig
+from epd_runtime.disaggregation.encoder_client import EncoderClient
+from epd_runtime.frontend.errors import RequestError, bad_request
+from epd_runtime.frontend.images import ImageLimits
+from epd_runtime.frontend.media import MediaFetcher
+from epd_runtime.frontend.model_folder import ModelFolder
+from epd_runtime.frontend.prompt import PromptBuilder
+from epd_runtime.messages import EngineReady
+from epd_runtime.net.address import advertised_address
+from epd_runtime.net.resolver import WorkerSet
+from epd_runtime.server.engine_client import EngineClient
+from epd_runtime.server.metrics import Metrics
+
+MEBIBYTE = 1024 * 1024
+
+
+class Status(enum.StrEnum):
+    """State of the server."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Service:
+    """Shared state of the routes of one server process."""
+
+    def __init__(self, config: ServerConfig, model: ModelFolder, engine: EngineClient) -> None:
+        self.config = config
+        self.model = model
+        self.engine = engine
+        self.status = Status.STARTING
+        self.num_open = 0
+        self.metrics = Metrics(config.model_name, lambda: engine.stats, lambda: self.num_open)
+        self.ready: EngineReady | None = None
+        self.encoders: EncoderClient | None = None
+        self._limits = ImageLimits(
+            max_images=config.limit_images_per_request,
+            max_file_bytes=config.media_url_max_file_size_mb * MEBIBYTE,
+            max_pixels=config.max_image_pixels,
+        )
+        self._fetcher = MediaFetcher(self._limits, config.media_url_timeout, config.allowed_media_domains)
+        self._prompts: PromptBuilder | None = None
+        self._workers: WorkerSet | None = None
+        self._seeds = random.Random(config.random_seed)
+
+    @property
+    def capacity(self) -> int:
+        """Samples that may be under way."""
+        return self.config.max_running_requests + self.config.max_queued_requests
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """Builds prompts; exists once the engine told its context length."""
+        if self._prompts is None:
+            raise self._unavailable()
+        return self._prompts
+
+    @property
+    def handoff_defaults(self) -> tuple[Role, str | None, int]:
+        """Role, and the bootstrap host and port for bodies that name none; only prefill knows its own host."""
+        host = advertised_address(self.config.host) if self.config.role is Role.PREFILL else None
+        return self.config.role, host, self.config.disaggregation_bootstrap_port
+
+    async def begin(self, ready: EngineReady) -> None:
+        """The engine is ready: start to serve."""
+        self._prompts = PromptBuilder(self.model, self._fetcher, self._limits, ready.context_length)
+        if self.config.language_only:
+            self._workers = WorkerSet(self.config.encoder_urls)
+            await self._workers.start()
+            receive_host = advertised_address(self.config.host)
+            self.encoders = EncoderClient(self._workers, receive_host, ready.embedding_port)
+        self.ready = ready
+        if self.status is Status.STARTING:
+            self.status = Status.SERVING
+
+    def fail(self, error: RequestError) -> None:
+        """The engine died: end every open request with this error and admit no more."""
+        self.status = Status.FAILED
+        self.engine.fail_all(error)
+
+    @contextmanager
+    def admit(self, num_samples: int) -> Iterator[None]:
+        """Count samples as under way; raises RequestError 503 when full or not serving, 400 when they can never fit."""
+        if self.status is not Status.SERVING:
+            raise self._unavailable()
+        if num_samples > self.capacity:
+            raise bad_request(f"the request asks for {num_samples} samples; this server takes at most {self.capacity}")
+        if self.num_open + num_samples > self.capacity:
+            raise RequestError(
+                503, f"{self.num_open} requests are running or queued, the most this server takes; retry"
+            )
+        self.num_open += num_samples
+        try:
+            yield
+        finally:
+            self.num_open -= num_samples
+
+    def check_model_name(self, name: str | None) -> None:
+        """Raise RequestError 404 for another model's name; routers write "unknown" when the client named none."""
+        known = (None, "", "unknown", self.config.model_name, self.config.model_path)
+        if name not in known:
+            raise RequestError(
+                404,
+                f"the model {name!r} does not exist; this server has {self.config.model_name!r}",
+                "model",
+                "model_not_found",
+            )
+
+    def next_seed(self) -> int:
+        """A seed for a request without one; the sequence follows from --random-seed."""
+        return self._seeds.getrandbits(62)
+
+    async def close(self) -> None:
+        """End all connections of this process to others."""
+        await self._fetcher.close()
+        if self.encoders is not None:
+            await self.encoders.close()
+        if self._workers is not None:
+            await self._workers.stop()
+
+    def _unavailable(self) -> RequestError:
+        if self.engine.dead is not None:
+            return self.engine.dead
+        doing = {Status.STARTING: "is loading its model", Status.DRAINING: "is shutting down"}
+        return RequestError(503, f"this server {doing.get(self.status, 'has failed')}; retry later or elsewhere")
