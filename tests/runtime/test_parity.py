@@ -1,0 +1,164 @@
+"""Every way of serving gives transformers' tokens: real processes, real HTTP, fp32, greedy.
+
+Modes: colocated, E+PD (encoders and one language server), P+D, E+P+D. Models: a random Qwen2.5-VL and a random
+Llama, untied, drawn anew at each run (the seed is printed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import random
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from deployments import MODES, Deployment, deploy
+from PIL import Image
+from random_models import make_llama, make_qwen2_5_vl
+from reference import TextReference, VisionReference
+
+NEW_TOKENS = 24
+
+
+def picture(draw: random.Random) -> bytes:
+    """A random picture of a random size."""
+    width, height = draw.randrange(20, 260), draw.randrange(20, 260)
+    pixels = np.random.default_rng(draw.randrange(2**31)).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8
+    )
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((width, height)).save(file, draw.choice(["PNG", "JPEG"]))
+    return file.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def conversation(text: str, images: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One user turn as our API takes it, and as transformers' template does."""
+    ours = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    theirs = [{"type": "image"} for _ in images]
+    words = {"type": "text", "text": text}
+    return [{"role": "user", "content": [*ours, words]}], [{"role": "user", "content": [*theirs, words]}]
+
+
+async def post(url: str, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All bodies at once, so that they share batches."""
+
+    async def one(session: aiohttp.ClientSession, body: dict[str, Any]) -> dict[str, Any]:
+        async with session.post(f"{url}{path}", json=body) as response:
+            answer: dict[str, Any] = await response.json()
+            assert response.status == 200, answer
+            return answer
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        return await asyncio.gather(*(one(session, body) for body in bodies))
+
+
+def gauges_at_rest(deployment: Deployment) -> None:
+    """No pages, rooms or embeddings stay behind anywhere."""
+    for name, server in deployment.servers.items():
+        if name == "router":
+            continue
+        deadline = time.monotonic() + 5
+        while True:
+            with urllib.request.urlopen(f"{server.url}/server_info", timeout=5) as response:
+                stats = json.load(response)["engine"]["stats"]
+            left = {
+                key: stats[key] for key in ("num_running", "num_queued", "pages_used", "rooms", "embeddings_pending")
+            }
+            if not any(left.values()):
+                break
+            assert time.monotonic() < deadline, f"{name} keeps {left}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def draw() -> random.Random:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="module")
+def vision_model(tmp_path_factory: pytest.TempPathFactory, draw: random.Random) -> Path:
+    return make_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), draw.randrange(2**31))
+
+
+@pytest.fixture(scope="module")
+def questions(draw: random.Random) -> list[tuple[str, list[bytes]]]:
+    """Texts without an image, with one, with eight, of mixed lengths."""
+    counts = [0, 1, 8, 1, 2, 0, 3]
+    return [("What do you see? " * draw.randrange(1, 12), [picture(draw) for _ in range(count)]) for count in counts]
+
+
+@pytest.fixture(scope="module")
+def expected(vision_model: Path, questions: list[tuple[str, list[bytes]]]) -> list[str]:
+    reference = VisionReference(vision_model)
+    answers = [reference.chat(conversation(text, images)[1], images, NEW_TOKENS) for text, images in questions]
+    assert len({token for answer in answers for token in answer}) > 20, "the model repeats itself: nothing is proven"
+    return [reference.text(answer) for answer in answers]
+
+
+@pytest.fixture(scope="module", params=[*((mode, "tcp") for mode in MODES), ("E+P+D", "shm")], ids="-".join)
+def vision_deployment(request: pytest.FixtureRequest, vision_model: Path) -> Iterator[Deployment]:
+    mode, backend = request.param
+    with deploy(mode, vision_model, backend) as deployment:
+        yield deployment
+
+
+def test_chats_equal_transformers(
+    vision_deployment: Deployment, questions: list[tuple[str, list[bytes]]], expected: list[str]
+) -> None:
+    bodies = [
+        {
+            "model": "", "messages": conversation(text, images)[0], "max_tokens": NEW_TOKENS, "temperature": 0,
+            "ignore_eos": True,
+        }
+        for text, images in questions
+    ]  # fmt: skip
+    alone = asyncio.run(post(vision_deployment.url, "/v1/chat/completions", bodies[1:2]))
+    together = asyncio.run(post(vision_deployment.url, "/v1/chat/completions", bodies))
+    assert [answer["choices"][0]["message"]["content"] for answer in together] == expected
+    assert alone[0]["choices"][0]["message"]["content"] == expected[1]
+    assert all(answer["usage"]["completion_tokens"] == NEW_TOKENS for answer in together)
+    gauges_at_rest(vision_deployment)
+
+
+@pytest.mark.parametrize("mode", ["colocated", "P+D"])
+def test_llama_tokens_equal_transformers(mode: str, draw: random.Random, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "llama", draw.randrange(2**31))
+    prompts = [[draw.randrange(2, 300) for _ in range(length)] for length in (1, 7, 16, 31, 64, 200)]
+    reference = TextReference(folder)
+    expected = [reference.generate(prompt, NEW_TOKENS) for prompt in prompts]
+    sampling = {"max_new_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+    with deploy(mode, folder) as deployment:
+        bodies = [{"input_ids": prompt, "sampling_params": sampling} for prompt in prompts]
+        answers = asyncio.run(post(deployment.url, "/generate", bodies))
+        gauges_at_rest(deployment)
+    assert [answer["output_ids"] for answer in answers] == expected
+
+
+def test_each_role_holds_only_its_weights(vision_model: Path) -> None:
+    """Encoders allocate no language model, prefill and decode no vision tower."""
+    held: dict[str, dict[str, int]] = {}
+    for mode in ("colocated", "E+P+D"):
+        with deploy(mode, vision_model) as deployment:
+            for name, server in deployment.servers.items():
+                if name != "router":
+                    with urllib.request.urlopen(f"{server.url}/server_info", timeout=5) as response:
+                        held[name] = json.load(response)["engine"]["weight_bytes"]
+    whole = held["server"]
+    assert whole["vision"] > 0
+    assert whole["language"] > 0
+    assert held["encoder-0"] == held["encoder-1"] == {"vision": whole["vision"], "language": 0}
+    assert held["prefill"] == held["decode"] == {"vision": 0, "language": whole["language"]}
