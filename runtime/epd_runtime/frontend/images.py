@@ -102,6 +102,8 @@ def read_size(data: bytes, limits: ImageLimits, param: str) -> tuple[int, int]:
             width, height = image.size
     except RequestError:
         raise
+    except Image.DecompressionBombError:  # the library's own limit stands before ours
+        raise bad_request(f"{param}: its pixels are more than the limit; send a smaller image", param) from None
     except Exception as error:  # parsers of hostile files raise nearly everything
         kinds = ", ".join(str(name) for name in FORMATS)
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
