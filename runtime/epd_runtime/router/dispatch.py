@@ -71,6 +71,7 @@ class Exchange:
         self._stream: web.StreamResponse | None = None  # once the client got its headers
         self._timer: StallTimer
         self._legs: list[Leg] = []
+        self._counted: list[Leg] = []  # failures that are in the metrics
 
     async def run(self) -> web.StreamResponse:
         """The response, complete. Raises RouterError while the client has got nothing."""
@@ -159,7 +160,8 @@ class Exchange:
             chunk = await answering.next_chunk()
         if decide(_state(prefill), answering.state) is Action.CUT:
             self._count_failures(answering)
-            return await self._last_words(stream, stage_error(answering.worker.stage, None, answering.cause))
+            failed = prefill if prefill is not None and prefill.state in FAILURES else answering  # the earlier one
+            return await self._last_words(stream, stage_error(failed.worker.stage, failed.answer, failed.cause))
         if held:
             await stream.write(held)
         self._linger(prefill)
@@ -168,10 +170,9 @@ class Exchange:
 
     def _prefill_ended(self, prefill: Leg, answering: Leg) -> None:
         """Prefill's leg ended while decode streams: if it failed, decode goes on only while it moves."""
-        if not (prefill.task and prefill.task.cancelled()) and prefill.state in FAILURES:
-            self._count_failures(prefill)
-            if decide(prefill.state, answering.state) is Action.GRACE:
-                self._timer.tighten(GRACE_SECONDS, stage_error("prefill", prefill.answer, prefill.cause))
+        self._count_failures(prefill)
+        if decide(prefill.state, answering.state) is Action.GRACE:
+            self._timer.tighten(GRACE_SECONDS, stage_error("prefill", prefill.answer, prefill.cause))
 
     async def _last_words(self, stream: web.StreamResponse, error: RouterError) -> web.StreamResponse:
         """End a stream that has begun with an error event; drop a client that does not take it."""
@@ -192,7 +193,8 @@ class Exchange:
 
     def _count_failures(self, *legs: Leg | None) -> None:
         for leg in legs:
-            if leg is not None and leg.state in FAILURES:
+            if leg is not None and leg.state in FAILURES and leg not in self._counted:
+                self._counted.append(leg)
                 self._upstream.metrics.leg_failures.labels(leg.worker.stage, leg.state.name.lower()).inc()
                 log.warning("%s leg at %s: %s", leg.worker.stage, leg.worker.url, leg.cause)
 
