@@ -47,7 +47,7 @@ class Engine:
     """Answers one step per loop for every request."""
 
     def __init__(self, ipc_dir: str, log: Path) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context = context = zmq.Context()
         self.receiver = context.socket(zmq.PULL)
         self.receiver.bind(f"ipc://{ipc_dir}/to_engine.ipc")
         self.sender = context.socket(zmq.PUSH)
@@ -129,19 +129,25 @@ def summary(message: messages.ToEngine) -> dict[str, Any]:
     return json.loads(json.dumps(content, default=len))  # type: ignore[no-any-return]
 
 
+def exit_with_parent() -> None:
+    while os.read(0, 1024):  # not through sys.stdin, whose lock must be free when the interpreter ends
+        pass
+    os._exit(0)
+
+
 def run_engine() -> int:
     order = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     how = os.environ.get("SCRIPT_START", "ready")
     if how == "exit":
         return 3
     engine = Engine(order["ipc_dir"], Path(os.environ["SCRIPT_LOG"]))
     if how == "fail":
         engine.send(EngineFailed("the script has no weights"))
-        engine.sender.close(linger=1000)
+        engine.context.destroy(linger=1000)
         return 1
-    if how == "slow":
-        time.sleep(2)
+    while how == "held" and not engine.log.with_name("go").exists():
+        time.sleep(0.01)
     engine.send(EngineReady(CONTEXT, 4321, 8998, {"vision": 0, "language": 1 << 21}, 4096, STATS))
     engine.run()
     return 0

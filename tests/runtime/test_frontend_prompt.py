@@ -97,7 +97,11 @@ async def test_chat_with_images_equals_the_reference(builder: PromptBuilder, mod
         parts: list[dict[str, Any]] = [{"type": "text", "text": "Read:\n "}]
         for index, data in enumerate(files):
             parts += [image_part(data), {"type": "text", "text": f"{index} and ünï 🙂"}]
-        messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "?"}]
+        messages = [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": "ok"},
+            {"role": "user", "content": "?"},
+        ]
         prompt = await builder.from_chat(messages, {})
 
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -174,7 +178,10 @@ async def test_malformed_messages(builder: PromptBuilder, messages: list[Any]) -
 
 def test_content_for_models_without_images_is_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert split_messages([{"role": "user", "content": parts}], with_images=False) == ([{"role": "user", "content": "a\nb"}], [])
+    assert split_messages([{"role": "user", "content": parts}], with_images=False) == (
+        [{"role": "user", "content": "a\nb"}],
+        [],
+    )
     with pytest.raises(RequestError, match="takes no images"):
         split_messages([{"role": "user", "content": [image_part(b"x")]}], with_images=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,6 +19,8 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from epd_runtime.frontend.errors import bad_request
+
+EMPTY: Mapping[str, Any] = {}
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -62,12 +64,13 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._variables = variables
 
-    def render(self, messages: Sequence[dict[str, Any]], **variables: Any) -> str:
-        """Prompt text of the messages, ending where the assistant begins; raises RequestError 400 with the reason."""
+    def render(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] = EMPTY) -> str:
+        """Prompt text of the messages, ending where the assistant begins; raises RequestError 400 with the reason.
+
+        variables come from the client and are visible to the template; they cannot replace the messages.
+        """
+        defaults = {"tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            return self._template.render(
-                **{**self._variables, "tools": None, "documents": None, "add_generation_prompt": True, **variables},
-                messages=list(messages),
-            )
+            return self._template.render({**defaults, **self._variables, **variables, "messages": list(messages)})
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise bad_request(f"the model's chat template cannot render these messages: {error}", "messages") from None

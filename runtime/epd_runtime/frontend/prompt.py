@@ -69,7 +69,7 @@ class PromptBuilder:
         if self.model.chat_template is None:
             raise bad_request("this model has no chat template; use /generate with text or input_ids", "messages")
         plain, sources = split_messages(messages, with_images=self.model.resize is not None)
-        text = self.model.chat_template.render(plain, **template_variables)
+        text = self.model.chat_template.render(plain, template_variables)
         return await self._build(text, sources, special_tokens=False)
 
     async def from_native(self, prompt: str | list[int], sources: Sequence[str]) -> Prompt:

@@ -1,0 +1,170 @@
+"""Pure parts of the API process: rooms, sampling, bodies, and what it imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epd_runtime.config import Role
+from epd_runtime.frontend.errors import RequestError
+from epd_runtime.frontend.model_folder import SamplingDefaults
+from epd_runtime.messages import Bootstrap
+from epd_runtime.server.protocol import ChatRequest, NativeRequest, RoomFields, parse_body, refuse_unsupported
+from epd_runtime.server.rooms import ROOMS, derive_room, plan_rooms
+from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan, SamplingRequest, plan_sampling
+
+NOTHING = SamplingRequest(None, None, None, None, None, None, None, None, None, None)
+
+
+def plan(defaults: SamplingDefaults | None = None, **fields: Any) -> SamplingPlan:
+    return plan_sampling(SamplingRequest(**{**vars(NOTHING), **fields}), defaults or SamplingDefaults(), 7)
+
+
+def rooms(num_prompts: int, n: int, role: Role = Role.DECODE, **fields: Any) -> list[Bootstrap | None]:
+    return plan_rooms(RoomFields(**fields), num_prompts, n, role, None, 8998)
+
+
+def test_the_api_process_never_imports_torch() -> None:
+    code = """
+import sys
+import epd_runtime.launch_server, epd_runtime.server.main, epd_runtime.frontend.model_folder
+import uvicorn, uvloop, httptools
+from uvicorn.protocols.http import httptools_impl
+model = epd_runtime.frontend.model_folder.load_model_folder(sys.argv[1])
+assert model.chat_template.render([{"role": "user", "content": "x"}])
+bad = {"torch", "transformers"} & set(sys.modules)
+assert not bad, bad
+"""
+    folder = __file__.rsplit("/tests/", 1)[0] + "/models/handwriting"
+    subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def test_one_room_per_sample() -> None:
+    assert rooms(1, 1, bootstrap_host="p", bootstrap_room=5) == [Bootstrap("p", 8998, 5)]
+    assert rooms(1, 1, bootstrap_host=["p"], bootstrap_port=[None], bootstrap_room=[5]) == [Bootstrap("p", 8998, 5)]
+    batch = rooms(2, 1, bootstrap_host=["p", "q"], bootstrap_port=[1, 2], bootstrap_room=[5, 6])
+    assert batch == [Bootstrap("p", 1, 5), Bootstrap("q", 2, 6)]
+
+
+def test_fewer_rooms_than_samples_are_derived_alike_for_scalars_and_lists() -> None:
+    scalar = rooms(1, 3, bootstrap_host="p", bootstrap_room=5)
+    assert scalar == rooms(1, 3, bootstrap_host=["p"], bootstrap_room=[5])
+    assert [room.room for room in scalar if room] == [5, derive_room(5, 1), derive_room(5, 2)]
+    spread = rooms(2, 2, bootstrap_host=["p", "q"], bootstrap_port=[1, None], bootstrap_room=[5, 6])
+    assert spread == [
+        Bootstrap("p", 1, 5),
+        Bootstrap("p", 1, derive_room(5, 1)),
+        Bootstrap("q", 8998, 6),
+        Bootstrap("q", 8998, derive_room(6, 1)),
+    ]
+
+
+@given(st.integers(0, ROOMS - 1), st.integers(1, 128))
+def test_derived_rooms_are_distinct_and_in_range(room: int, n: int) -> None:
+    derived = [derive_room(room, index) for index in range(n)]
+    assert len(set(derived)) == n
+    assert all(0 <= value < ROOMS for value in derived)
+    assert derived[0] == room
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "bootstrap_room"),
+        ({"bootstrap_room": []}, "bootstrap_room"),
+        ({"bootstrap_room": -1, "bootstrap_host": "p"}, "bootstrap_room"),
+        ({"bootstrap_room": 1 << 63, "bootstrap_host": "p"}, "bootstrap_room"),
+        ({"bootstrap_room": [1, 1], "bootstrap_host": "p"}, "bootstrap_room"),
+        ({"bootstrap_room": [1, 2, 3], "bootstrap_host": "p"}, "bootstrap_room"),
+        ({"bootstrap_room": 1}, "bootstrap_host"),
+        ({"bootstrap_room": 1, "bootstrap_host": "p", "bootstrap_port": 0}, "bootstrap_port"),
+        ({"bootstrap_room": 1, "bootstrap_host": ["p"] * 3}, "bootstrap_host"),
+    ],
+)
+def test_broken_bootstrap_fields(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        rooms(2, 1, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_roles_without_a_handoff_ignore_the_fields() -> None:
+    assert rooms(2, 2, Role.COLOCATED) == [None] * 4
+    assert plan_rooms(RoomFields(bootstrap_room=3), 1, 1, Role.PREFILL, "own", 1)[0] == Bootstrap("own", 1, 3)
+
+
+def test_defaults_come_from_the_model() -> None:
+    params = plan(SamplingDefaults(0.5, 0.8, 20)).params
+    assert (params.temperature, params.top_p, params.top_k, params.seed) == (0.5, 0.8, 20, 7)
+    assert params.max_new_tokens == TO_END_OF_CONTEXT
+    assert plan(SamplingDefaults(0.5), temperature=0.0, top_k=-1).params.temperature == 0.0
+
+
+def test_samples_differ_in_their_seed() -> None:
+    both = plan(n=2, seed=-1)
+    assert both.sample(1).seed == (both.sample(0).seed + 1) % ROOMS
+    assert both.stop == ()
+    assert plan(stop="x").stop == ("x",)
+    assert plan(stop=["x", ""]).stop == ("x",)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_new_tokens": 0},
+        {"max_new_tokens": -5},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -2},
+        {"n": 0},
+        {"n": 1000},
+        {"stop": ["x"] * 17},
+        {"stop": "x" * 257},
+        {"stop_token_ids": [-1]},
+    ],
+)
+def test_fields_out_of_bounds(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        plan(**fields)
+    assert caught.value.status == 400
+
+
+def test_huge_numbers_stay_in_range() -> None:
+    params = plan(seed=10**30, top_k=10**30, max_new_tokens=5).params
+    assert 0 <= params.seed < ROOMS
+    assert params.top_k < 1 << 32
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"messages": 5}', b'{"max_tokens": "5"}', b'{"stop": {}}',
+     b'{"messages": [], "x": "\\ud800"}', b"[" * 100_000, b'{"a":' * 100_000, b'{"temperature": 1e999}'],
+)  # fmt: skip
+def test_garbage_bodies(data: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_body(data, ChatRequest)
+    assert caught.value.status == 400
+
+
+def test_nulls_and_unknown_fields_are_accepted() -> None:
+    names = [name for name in ChatRequest.__struct_fields__ if name != "messages"]
+    body = "{" + ",".join(f'"{name}": null' for name in names) + ', "messages": [], "surprise": [1]}'
+    refuse_unsupported(parse_body(body.encode(), ChatRequest))
+    names = list(NativeRequest.__struct_fields__)
+    refuse_unsupported(parse_body(("{" + ",".join(f'"{name}": null' for name in names) + "}").encode(), NativeRequest))
+
+
+def test_errors_name_the_field() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_body(b'{"max_tokens": "5"}', ChatRequest)
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(RequestError, match="tools is not supported"):
+        refuse_unsupported(parse_body(b'{"tools": [{}]}', ChatRequest))
+    refuse_unsupported(parse_body(b'{"tools": [], "min_p": 0, "repetition_penalty": 1}', ChatRequest))
