@@ -50,6 +50,8 @@ class Pod:
         self.restarts = 0
         self.reason = ""  # why it is not ready
         self.crashes = Crashes()
+        self.last_exit = ""  # how the latest run ended that was not told to, and the last lines it printed
+        self.last_output: list[str] = []
         self.retry_at = 0.0  # time.monotonic()
         self.log = log
         self.gone = False
@@ -110,6 +112,7 @@ class Pod:
         """One run of the command, from the check of its port to its end."""
         self._ready_since = None
         self.reason = "starting"
+        self.log.last.clear()
         result = await self._run_process()
         if self.phase is Phase.STOPPING:
             self._end()
@@ -118,7 +121,8 @@ class Pod:
         self.crashes = self.crashes.after_crash(ready_seconds)
         self.retry_at = time.monotonic() + self.crashes.delay
         self.phase = Phase.EXITED
-        self.reason = result
+        self.reason = self.last_exit = result
+        self.last_output = list(self.log.last)
         self._note(f"{result}; runs again in {self.crashes.delay:g} s")
 
     async def _run_process(self) -> str:

@@ -37,7 +37,7 @@ STATE_COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PodReport:
-    """One pod. pid is 0 when no process runs; last_lines are its latest output when it is failing."""
+    """One pod. pid is 0 when no process runs; last_exit and last_output tell of its latest crash."""
 
     name: str
     state: str
@@ -48,7 +48,8 @@ class PodReport:
     pid: int = 0
     reason: str = ""
     failing: bool = False
-    last_lines: list[str] = field(default_factory=list)
+    last_exit: str = ""
+    last_output: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ def failure(report: GroupReport) -> str:
     for role in report.roles:
         for pod in role.pods:
             if pod.failing:
-                output = "".join(f"\n    {line}" for line in pod.last_lines) or " (it printed nothing)"
-                parts.append(f"pod {pod.name} does not start: {pod.reason}. Its last output:{output}")
+                output = "".join(f"\n    {line}" for line in pod.last_output) or " (it printed nothing)"
+                parts.append(f"pod {pod.name} does not start: {pod.last_exit}. Its last output:{output}")
     return "\n".join(parts)
 
 

@@ -60,5 +60,6 @@ def _report_pod(plan: PodProcess, pod: Pod | None, waiting: list[str]) -> PodRep
         pid=pod.pid,
         reason=pod.reason,
         failing=pod.crashes.failing,
-        last_lines=list(pod.log.last) if pod.phase is not Phase.READY else [],
+        last_exit=pod.last_exit,
+        last_output=pod.last_output,
     )

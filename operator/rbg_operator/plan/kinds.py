@@ -54,12 +54,14 @@ def is_known_server(role: Role) -> bool:
 
 
 def serving_port(role: Role) -> int | None:
-    """The port of the role's HTTP server: --port, the container's ports, servicePorts, the known programs' default."""
+    """The port of the role's HTTP server: --port, the known programs' default, the container's ports, servicePorts."""
     value = flag(role_argv(role), "--port")
     if value is not None and value.isascii() and value.isdigit() and 0 < int(value[:6]) < 65536:
         return int(value)
+    if is_known_server(role):
+        return DEFAULT_PORT
     for ports, key in ((role.main_container.get("ports") or (), "containerPort"), (role.service_ports, "port")):
         named = [port for port in ports if port.get("name") == "http"] or list(ports)
         if named and isinstance(named[0].get(key), int):
             return int(named[0][key])
-    return DEFAULT_PORT if is_known_server(role) else None
+    return None
