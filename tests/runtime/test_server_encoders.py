@@ -74,6 +74,12 @@ def test_every_image_is_assigned_and_copies_go_together(items: list[tuple[str, i
     assert len({(i.content_hash, url) for i, url in zip(images, chosen, strict=True)}) == len({n for n, _ in items})
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3):
+        while not condition():  # noqa: ASYNC110 - the condition lives in another task's plain data
+            await asyncio.sleep(0.01)
+
+
 Handler = Callable[[web.Request], Any]
 
 
@@ -256,20 +262,17 @@ async def test_the_whole_request_has_a_deadline(monkeypatch: pytest.MonkeyPatch)
 async def test_cancelling_cancels_the_posts() -> None:
     async with encoders(hangs) as (client, _, stubs):
         task = asyncio.create_task(client.encode("request", IMAGES))
-        while len(stubs[0].bodies) < 6:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(stubs[0].bodies) == 6)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        async with asyncio.timeout(2):
-            while stubs[0].cancelled < 6:
-                await asyncio.sleep(0.01)
+        await until(lambda: stubs[0].cancelled == 6)
         assert client.outstanding == {}
 
 
 async def post(server: ScriptedServer, path: str, body: Any) -> tuple[int, Any]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
-        async with http.post(server.url + path, json=body) as response:
-            return response.status, await response.json()
+    timeout = aiohttp.ClientTimeout(20)
+    async with aiohttp.ClientSession(timeout=timeout) as http, http.post(server.url + path, json=body) as response:
+        return response.status, await response.json()
 
 
 def encode_body(**fields: Any) -> dict[str, Any]:
@@ -287,7 +290,8 @@ async def test_encoder_server() -> None:
         status, answer = await post(server, "/encode", encode_body(mm_items=[{"url": picture_url(s)} for s in (1, 2)]))
         assert (status, answer["num_rows"]) == (200, 4)
         bad: list[dict[str, Any]] = [
-            {"mm_items": []}, {"mm_items": [5]}, {"mm_items": ["AAAA"]}, {"mm_items": [picture_url()] * 2, "num_parts": 2},
+            {"mm_items": []}, {"mm_items": [5]}, {"mm_items": ["AAAA"]},
+            {"mm_items": [picture_url()] * 2, "num_parts": 2},
             {"modality": "AUDIO"}, {"part_idx": 1}, {"part_idx": -1}, {"embedding_port": 0}, {"embedding_port": [1, 2]},
             {"embedding_port": None}, {"prefill_host": "x/y"}, {"prefill_host": ""}, {"num_parts": 10**9},
             {"mm_items": ["http://127.0.0.1:9/x.png"]},
@@ -309,28 +313,30 @@ async def test_encoder_server() -> None:
 async def test_images_go_to_encoders_and_failures_come_back() -> None:
     part = [{"type": "image_url", "image_url": {"url": picture_url(shade)}} for shade in (1, 2)]
     body = {"messages": [{"role": "user", "content": part}], "max_tokens": 2}
-    with scripted("--encoder-only") as encoder:
-        with scripted("--language-only", "--encoder-urls", encoder.url) as server:
-            task = asyncio.create_task(post(server, CHAT, body))
-            parts = await asyncio.to_thread(encoder.wait_told, "EncodeRequest", 2)
-            request = server.wait_told("GenerateRequest")[0]
-            assert {item["request_id"] for item in parts} == {request["rid"]}
-            assert {item["part_idx"] for item in parts} == {0, 1}
-            assert {item["receive_url"] for item in parts} == {"tcp://127.0.0.1:4321"}
-            assert [item["data"] for item in request["images"]] == [0, 0]
-            by_part = {item["part_idx"]: item["image"]["content_hash"] for item in parts}
-            assert [by_part[i] for i in (0, 1)] == [item["content_hash"] for item in request["images"]]
-            task.cancel()
-            await asyncio.to_thread(server.wait_told, "AbortRequest")
+    with (
+        scripted("--encoder-only") as encoder,
+        scripted("--language-only", "--encoder-urls", encoder.url) as server,
+    ):
+        task = asyncio.create_task(post(server, CHAT, body))
+        parts = await asyncio.to_thread(encoder.wait_told, "EncodeRequest", 2)
+        request = server.wait_told("GenerateRequest")[0]
+        assert {item["request_id"] for item in parts} == {request["rid"]}
+        assert {item["part_idx"] for item in parts} == {0, 1}
+        assert {item["receive_url"] for item in parts} == {"tcp://127.0.0.1:4321"}
+        assert [item["data"] for item in request["images"]] == [0, 0]
+        by_part = {item["part_idx"]: item["image"]["content_hash"] for item in parts}
+        assert [by_part[i] for i in (0, 1)] == [item["content_hash"] for item in request["images"]]
+        task.cancel()
+        await asyncio.to_thread(server.wait_told, "AbortRequest")
 
-            status, _ = await post(server, CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2})
-            assert status == 200
-            assert len(encoder.told("EncodeRequest")) == 2
+        status, _ = await post(server, CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2})
+        assert status == 200
+        assert len(encoder.told("EncodeRequest")) == 2
 
-            os.kill(encoder.process.pid, signal.SIGKILL)
-            started = time.monotonic()
-            status, answer = await post(server, CHAT, body)
-            assert status == 503
-            assert "no encoder is left" in answer["error"]["message"]
-            assert time.monotonic() - started < 2
-            assert server.wait_told("FailRequest")[0]["status"] == 503
+        os.kill(encoder.process.pid, signal.SIGKILL)
+        started = time.monotonic()
+        status, answer = await post(server, CHAT, body)
+        assert status == 503
+        assert "no encoder is left" in answer["error"]["message"]
+        assert time.monotonic() - started < 2
+        assert server.wait_told("FailRequest")[0]["status"] == 503

@@ -25,9 +25,9 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 async def post(server: ScriptedServer, body: Any, path: str = CHAT) -> tuple[int, Any]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
-        async with http.post(server.url + path, json=body) as response:
-            return response.status, await response.json()
+    timeout = aiohttp.ClientTimeout(20)
+    async with aiohttp.ClientSession(timeout=timeout) as http, http.post(server.url + path, json=body) as response:
+        return response.status, await response.json()
 
 
 def launch_result(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -70,8 +70,9 @@ def test_health_says_503_until_the_engine_is_ready() -> None:
                 while True:
                     try:
                         async with http.get(server.url + "/health") as response:
-                            async with http.post(server.url + CHAT, json={"messages": MESSAGES}) as refused:
-                                return response.status, refused.status
+                            status = response.status
+                        async with http.post(server.url + CHAT, json={"messages": MESSAGES}) as refused:
+                            return status, refused.status
                     except aiohttp.ClientConnectorError:
                         await asyncio.sleep(0.02)
 

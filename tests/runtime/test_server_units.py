@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.model_folder import SamplingDefaults
 from epd_runtime.messages import Bootstrap
+from epd_runtime.server import http as server_http
 from epd_runtime.server.protocol import ChatRequest, NativeRequest, RoomFields, parse_body, refuse_unsupported
 from epd_runtime.server.rooms import ROOMS, derive_room, plan_rooms
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan, SamplingRequest, plan_sampling
@@ -140,6 +143,30 @@ def test_huge_numbers_stay_in_range() -> None:
     params = plan(seed=10**30, top_k=10**30, max_new_tokens=5).params
     assert 0 <= params.seed < ROOMS
     assert params.top_k < 1 << 32
+
+
+async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_http, "SEND_SECONDS", 0.1)
+    closed = []
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: x"
+        finally:
+            closed.append(True)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(60)
+
+    async with asyncio.timeout(5):
+        await server_http.EventStream(frames())({"type": "http"}, receive, send)
+    assert closed == [True]
 
 
 @pytest.mark.parametrize(

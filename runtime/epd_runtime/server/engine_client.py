@@ -156,12 +156,10 @@ class EngineClient:
         if self._from_engine.closed:
             return
         for _ in range(BURST):
-            try:
-                frame = self._from_engine.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            if not int(self._from_engine.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
-                self._dispatch(messages.decode_from_engine(frame))
+                self._dispatch(messages.decode_from_engine(self._from_engine.recv(zmq.NOBLOCK)))
             except msgspec.MsgspecError as error:
                 logger.error("message from the engine cannot be decoded: %s", error)
         self._loop.call_soon(self._read)
