@@ -1,0 +1,1 @@
+"""Moves bytes between registered memory of two engines, behind one interface for every fabric."""
