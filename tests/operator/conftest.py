@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 def leave(*_):
-    print("leaving", flush=True)
+    os.write(1, b"leaving\\n")
     os._exit(0)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "--stubborn" in sys.argv else leave)

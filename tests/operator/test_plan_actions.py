@@ -119,6 +119,13 @@ def test_teardown_waits_for_what_is_still_stopping() -> None:
     assert machine.step() == []
 
 
+def test_pods_of_a_removed_role_stop_at_once() -> None:
+    machine = Machine(parse_group(manifest(role("a", "x"), role("b", "x", replicas=2, after=("a",)))))
+    machine.rounds()
+    machine.group = parse_group(manifest(role("a", "x", replicas=2)))
+    assert machine.rounds() == [["Stop b-1", "Stop b-0", "Start a-1"]]
+
+
 def test_role_without_pods_is_ready_at_once() -> None:
     machine = Machine(epd(0))
     assert machine.rounds()[0] == ["Start decode-0", "Start prefill-0"]

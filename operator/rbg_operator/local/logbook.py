@@ -7,6 +7,7 @@ paused or a closed pipe must never stop the supervisor; lines it cannot take are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -34,14 +35,19 @@ def paint(text: str, code: str | int, colour: bool) -> str:
 
 
 class Terminal:
-    """Writes whole lines to a stream from a thread of its own; never blocks the caller."""
+    """Writes whole lines to a stream from a thread of its own; never blocks the caller, nor the end of the program.
+
+    It writes to the file descriptor: a buffered stream that is blocked could not be left at exit.
+    """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self.colour = use_colour(self._stream)
+        stream = stream or sys.stdout
+        stream.flush()
+        self.colour = use_colour(stream)
+        self._descriptor = stream.fileno()
         self._queue: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
         self._dropped = 0
-        self._thread = threading.Thread(target=self._write, name="terminal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
         self._thread.start()
 
     def line(self, text: str) -> None:
@@ -53,22 +59,24 @@ class Terminal:
 
     def close(self, seconds: float = 1.0) -> None:
         """Write what is queued, for so long at most."""
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
-        except queue.Full:
-            return
-        self._thread.join(seconds)
+            self._thread.join(seconds)
 
-    def _write(self) -> None:
-        while (text := self._queue.get()) is not None:
-            dropped, self._dropped = self._dropped, 0
-            note = f"({dropped} lines were dropped: the terminal did not take them)\n" if dropped else ""
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # closed; the files still have everything
+            while (text := self._queue.get()) is not None:
+                dropped, self._dropped = self._dropped, 0
+                if dropped:
+                    text = f"({dropped} lines were dropped: the terminal did not take them)\n{text}"
+                self._write(f"{text}\n".encode())
+
+    def _write(self, data: bytes) -> None:
+        while data:
             try:
-                self._stream.write(f"{note}{text}\n")
-                if self._queue.empty():
-                    self._stream.flush()
-            except (OSError, ValueError):  # closed; the files still have everything
-                return
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # whoever shares the terminal made it non-blocking
+                time.sleep(0.05)
 
 
 class PodLog:

@@ -23,13 +23,17 @@ def become_subreaper() -> None:
     shim.prctl(shim.PR_SET_CHILD_SUBREAPER, 1)
 
 
-def kill_orphans() -> None:
-    """Kill and reap every child of this process that is not a shim, with its descendants. Returns at once."""
-    for pid in shim.children_of().get(os.getpid(), ()):
-        if not _is_shim(pid):
-            shim.kill_all([pid, *shim.descendants(pid)])
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+def kill_orphans() -> int:
+    """Kill and reap every child of this process that is not a shim, with its descendants. Returns how many there were.
+
+    Call until it returns 0: the children of what was killed are found in the next round.
+    """
+    orphans = [pid for pid in shim.children_of().get(os.getpid(), ()) if not _is_shim(pid)]
+    for pid in orphans:
+        shim.kill_all([pid, *shim.descendants(pid)])
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return len(orphans)
 
 
 def kill_marked(token: str, seconds: float = 2.0) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from rbg_operator.local.orphans import SHIM_PATH, kill_orphans
 
 MAX_LINE = 16 * 1024  # bytes; a longer line of output is cut into several
 LAST_OUTPUT = 1.0  # seconds to read on after the end, in case something foreign holds the pipe
-SWEEPS = 5  # rounds of killing what a killed shim left: each round may uncover the next generation
+END_SECONDS = 5.0  # for the shim to end after its last report, and for what a killed shim left
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,13 @@ class ShimProcess:
         output = asyncio.create_task(self._read_output(on_line))
         try:
             ended = await self._read_status()
-            await self._process.wait()
+            await self._reap(orphans=ended is None)
         except asyncio.CancelledError:
             self.kill()
             raise
         finally:
             await asyncio.wait([output], timeout=LAST_OUTPUT)
             output.cancel()
-        if ended is None:
-            for _ in range(SWEEPS):
-                kill_orphans()
-                await asyncio.sleep(0.02)
         return ended or Exit(None)
 
     def stop(self, seconds: float) -> None:
@@ -116,6 +113,17 @@ class ShimProcess:
             elif "exit" in report:
                 ended = Exit(report["exit"])
         return ended
+
+    async def _reap(self, orphans: bool) -> None:
+        """Wait for the end of the shim, which has closed its report; then kill what it left, if it was killed.
+
+        Not Process.wait(): that waits for the end of the output too, which orphans hold open. Nothing else tells.
+        """
+        deadline = time.monotonic() + END_SECONDS
+        while self._process.returncode is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while orphans and kill_orphans() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     async def _read_output(self, on_line: Callable[[str], None]) -> None:
         assert self._process.stdout is not None

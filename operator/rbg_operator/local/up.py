@@ -70,12 +70,13 @@ def _in_background(group: RoleBasedGroup, claimed: Claim, ready_within: float, t
 
 def _background_main(group: RoleBasedGroup, claimed: Claim) -> None:
     """The supervisor's whole life after the fork; never returns into the caller's stack."""
-    code = 1
+    code, started = 1, False
     try:
         os.setsid()
         _redirect(claimed.folder)
         claimed.record_pid()
         code = _supervise(group, claimed.folder, None, show_pods=False)
+        started = True
     except (LocalError, OSError) as error:
         print(error, file=sys.stderr, flush=True)
     except BaseException:
@@ -83,7 +84,7 @@ def _background_main(group: RoleBasedGroup, claimed: Claim) -> None:
     finally:
         # The folder stays when the start failed: the watching process reads the log in it, and removes it.
         with contextlib.suppress(LocalError):
-            if code == 0:
+            if started:
                 claimed.release()
         os._exit(code)
 

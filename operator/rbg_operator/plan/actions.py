@@ -3,7 +3,8 @@
     desired, not observed     Start, once the role's dependencies are ready or a pod of the role exists already
     exited                    Restart, once its backoff is over, whatever its dependencies do: repair never waits
     observed, not desired     Stop, once no role that depends on this one has pods to stop: teardown is the reverse of
-                              start, and a group scaled to nothing is a group that ends
+                              start, and a group scaled to nothing is a group that ends; pods of a role that is
+                              not in the group any more at once, since nothing in it can depend on them
     anything else             nothing
 
 A dependency lost later holds back neither repair nor scaling of a role that runs. Scaling one role touches no other.
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rbg_operator.api.model import RoleBasedGroup
+from rbg_operator.api.model import Role, RoleBasedGroup
 from rbg_operator.plan.order import dependents, start_order, unready_dependencies
 
 
@@ -74,15 +75,16 @@ Action: TypeAlias = Start | Restart | Stop
 def actions(group: RoleBasedGroup, observed: Mapping[PodId, ObservedPod], now: float) -> list[Action]:
     """What to do now. Stops come first, dependents and high ordinals first; then starts and restarts in start order."""
     wanted = {role.name: role.replicas for role in group.roles}
-    surplus = [pod for pod in observed if pod.ordinal >= wanted[pod.role]]
+    surplus = [pod for pod in observed if pod.ordinal >= wanted.get(pod.role, 0)]
     return [*_stops(group, observed, surplus), *_starts(group, observed, now)]
 
 
 def waiting_for(group: RoleBasedGroup, observed: Mapping[PodId, ObservedPod]) -> dict[str, list[str]]:
     """For each role that may not start yet, the dependencies that it waits for."""
     roles = {role.name: role for role in group.roles}
-    num_ready = Counter(pod.role for pod, state in observed.items() if _counts(roles[pod.role].replicas, pod, state))
-    begun = {pod.role for pod in observed if pod.ordinal < roles[pod.role].replicas}
+    desired = {pod: state for pod, state in observed.items() if _is_desired(roles, pod)}
+    num_ready = Counter(pod.role for pod, state in desired.items() if state.phase is Phase.READY)
+    begun = {pod.role for pod in desired}
     waits = {
         role.name: unready_dependencies(role, roles, num_ready)
         for role in group.roles
@@ -98,19 +100,21 @@ def is_ready(group: RoleBasedGroup, observed: Mapping[PodId, ObservedPod]) -> bo
     return ready == wanted == set(observed)
 
 
-def _counts(replicas: int, pod: PodId, state: ObservedPod) -> bool:
-    return state.phase is Phase.READY and pod.ordinal < replicas
+def _is_desired(roles: Mapping[str, Role], pod: PodId) -> bool:
+    return pod.role in roles and pod.ordinal < roles[pod.role].replicas
 
 
 def _stops(group: RoleBasedGroup, observed: Mapping[PodId, ObservedPod], surplus: Sequence[PodId]) -> list[Action]:
+    """Surplus pods that may end now, in the order in which to end them."""
     shrinking = {pod.role for pod in surplus}
     above = dependents(group.roles)
+    removed = sorted(shrinking - above.keys())
+    order = [*removed, *(name for level in reversed(start_order(group.roles)) for name in level)]
     stops: list[Action] = []
-    for level in reversed(start_order(group.roles)):
-        for name in level:
-            if not above[name] & shrinking:
-                ending = [pod for pod in surplus if pod.role == name and observed[pod].phase is not Phase.STOPPING]
-                stops.extend(Stop(pod) for pod in sorted(ending, reverse=True))
+    for name in order:
+        if not above.get(name, set()) & shrinking:
+            ending = [pod for pod in surplus if pod.role == name and observed[pod].phase is not Phase.STOPPING]
+            stops.extend(Stop(pod) for pod in sorted(ending, reverse=True))
     return stops
 
 
