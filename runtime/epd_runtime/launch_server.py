@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from epd_runtime import config as configuration
 from epd_runtime.config import ServerConfig
+from epd_runtime.net.resolver import WorkerUrlError, parse_worker_url
 from epd_runtime.server.engine_process import ENGINE_COMMAND, EngineProcess
 
 BACKLOG = 2048
@@ -34,6 +35,11 @@ def launch(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND)
         _refuse(
             f"--model-path {config.model_path}: there is no config.json; give a model folder in Hugging Face layout"
         )
+    try:
+        for url in config.encoder_urls:
+            parse_worker_url(url)
+    except WorkerUrlError as error:
+        _refuse(f"--encoder-urls: {error}")
     sock = _bind(config.bind_host, config.port)
     process = EngineProcess(config, engine_command)
     process.start()

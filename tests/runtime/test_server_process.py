@@ -52,6 +52,13 @@ def test_a_broken_model_is_one_line(tmp_path: Path, content: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_malformed_encoder_urls_are_one_line() -> None:
+    result = launch_result("--model-path", str(HANDWRITING), "--language-only", "--encoder-urls", "encoder:30000")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "--encoder-urls" in result.stderr
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

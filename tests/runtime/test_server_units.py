@@ -165,7 +165,7 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
             await asyncio.sleep(60)
 
     async with asyncio.timeout(5):
-        await server_http.EventStream(frames())({"type": "http"}, receive, send)
+        await server_http.EventStream(frames(), lambda error: None)({"type": "http"}, receive, send)
     assert closed == [True]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -85,7 +86,7 @@ def _chat(service: Service) -> Handler:
     async def chat_completions(request: Request) -> Response:
         body = parse_body(await read_body(request), ChatRequest)
         answer = ChatAnswer(service, body, Generation(service, chat_job(service, body)))
-        return await _respond(request, answer, bool(body.stream))
+        return await _respond(service, request, answer, bool(body.stream))
 
     return chat_completions
 
@@ -94,19 +95,19 @@ def _generate(service: Service) -> Handler:
     async def generate(request: Request) -> Response:
         body = parse_body(await read_body(request), NativeRequest)
         answer = NativeAnswer(body, Generation(service, native_job(service, body)))
-        return await _respond(request, answer, bool(body.stream))
+        return await _respond(service, request, answer, bool(body.stream))
 
     return generate
 
 
-async def _respond(request: Request, answer: ChatAnswer | NativeAnswer, stream: bool) -> Response:
+async def _respond(service: Service, request: Request, answer: ChatAnswer | NativeAnswer, stream: bool) -> Response:
     if stream:
-        return EventStream(answer.frames())
+        return EventStream(answer.frames(), partial(_record_error, service, request.url.path))
     return json_response(await unless_disconnected(request.receive, answer.whole()))
 
 
 def _counting(service: Service, handler: Handler) -> Handler:
-    """Errors in the shape of the OpenAI API, logged and counted."""
+    """Errors before the answer begins, in the shape of the OpenAI API; streams tell of theirs themselves."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -114,8 +115,7 @@ def _counting(service: Service, handler: Handler) -> Handler:
         except ClientGoneError:
             return CLIENT_GONE
         except RequestError as error:
-            log_error(request.url.path, error)
-            service.metrics.failures.labels(str(error.status)).inc()
+            _record_error(service, request.url.path, error)
             return error_response(error)
 
     return endpoint
@@ -131,7 +131,7 @@ def _encode(service: Service) -> Handler:
         except ClientGoneError:
             content, status = None, CLIENT_GONE.status_code
         except RequestError as error:
-            log_error(request.url.path, error)
+            _record_error(service, request.url.path, error)
             content = {"status": "error", "message": error.message, "req_id": body.req_id if body is not None else None}
             status = error.status
         service.metrics.encoder_requests.labels("image", str(status)).inc()
@@ -140,10 +140,11 @@ def _encode(service: Service) -> Handler:
     return endpoint
 
 
-def log_error(path: str, error: RequestError) -> None:
-    """One line per failed request; the client's own mistakes only when debugging."""
-    level = logging.DEBUG if error.status < 500 else logging.ERROR
-    logger.log(level, "%s answered %d: %s", path, error.status, error.message)
+def _record_error(service: Service, path: str, error: RequestError) -> None:
+    """One log line and one count per failed request."""
+    level = logging.INFO if error.status < 500 else logging.ERROR
+    logger.log(level, "%s failed with status %d: %s", path, error.status, error.message)
+    service.metrics.failures.labels(str(error.status)).inc()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

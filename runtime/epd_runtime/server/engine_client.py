@@ -17,7 +17,6 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
@@ -37,6 +36,7 @@ from epd_runtime.messages import (
     StepOutputs,
     TokenOutput,
 )
+from epd_runtime.server.engine_process import EngineSockets
 
 Output: TypeAlias = TokenOutput | EncodeDone
 BURST = 64  # messages taken in one turn of the event loop, so that HTTP connections are served in between
@@ -89,20 +89,14 @@ class Mailbox:
 class EngineClient:
     """Sends requests to the engine and routes what it answers. Belongs to one event loop."""
 
-    def __init__(self, ipc_dir: Path) -> None:
+    def __init__(self, sockets: EngineSockets) -> None:
         self.stats = EngineStats()
         self.dead: RequestError | None = None
-        self.ready: asyncio.Future[EngineReady | EngineFailed] = asyncio.get_running_loop().create_future()
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._context = zmq.Context()
-        self._to_engine = self._context.socket(zmq.PUSH)
-        self._to_engine.setsockopt(zmq.SNDHWM, 0)  # admission bounds what is under way
-        self._to_engine.setsockopt(zmq.LINGER, 0)
-        self._to_engine.connect(f"ipc://{ipc_dir}/to_engine.ipc")
-        self._from_engine = self._context.socket(zmq.PULL)
-        self._from_engine.setsockopt(zmq.RCVHWM, 0)  # an engine step must never wait for this process
-        self._from_engine.bind(f"ipc://{ipc_dir}/from_engine.ipc")
         self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[EngineReady | EngineFailed] = self._loop.create_future()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._closed = False
+        self._to_engine, self._from_engine = sockets.to_engine, sockets.from_engine
         self._fd = int(self._from_engine.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._read)
         self._loop.call_soon(self._read)
@@ -131,8 +125,8 @@ class EngineClient:
             self.send(AbortRequest(rid))
 
     def send(self, message: messages.ToEngine) -> None:
-        """Queue one message for the engine; nothing happens when it is dead."""
-        if self.dead is None:
+        """Queue one message for the engine; nothing happens when it is dead or this process is leaving."""
+        if self.dead is None and not self._closed:
             self._to_engine.send(messages.encode(message), zmq.NOBLOCK)
 
     def fail_all(self, error: RequestError) -> None:
@@ -147,13 +141,13 @@ class EngineClient:
         return len(self._mailboxes)
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Stop reading; the sockets belong to the engine process."""
         self._loop.remove_reader(self._fd)
-        self._context.destroy(linger=0)
+        self._closed = True
 
     def _read(self) -> None:
         # The descriptor signals edges: read until nothing is left, else nobody wakes this process for the rest.
-        if self._from_engine.closed:
+        if self._closed:
             return
         for _ in range(BURST):
             if not int(self._from_engine.getsockopt(zmq.EVENTS)) & zmq.POLLIN:

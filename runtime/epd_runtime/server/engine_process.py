@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import zmq
 
 from epd_runtime.config import ServerConfig
 
@@ -41,6 +42,23 @@ def make_ipc_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix="epd-", dir=base if len(base) <= MAX_DIRECTORY_LENGTH else "/tmp"))
 
 
+class EngineSockets:
+    """This process's end of the ipc sockets. Nothing sent through them is lost, whichever side comes first."""
+
+    def __init__(self, ipc_dir: Path) -> None:
+        self._context = zmq.Context()
+        self.to_engine = self._context.socket(zmq.PUSH)
+        self.to_engine.setsockopt(zmq.SNDHWM, 0)  # admission bounds what is under way
+        self.to_engine.connect(f"ipc://{ipc_dir}/to_engine.ipc")
+        self.from_engine = self._context.socket(zmq.PULL)
+        self.from_engine.setsockopt(zmq.RCVHWM, 0)  # an engine step must never wait for this process
+        self.from_engine.bind(f"ipc://{ipc_dir}/from_engine.ipc")
+
+    def close(self) -> None:
+        """Close both, dropping what was not sent. Safe to call twice."""
+        self._context.destroy(linger=0)
+
+
 class EngineProcess:
     """One engine process. Start it before an event loop exists, to let it load meanwhile; then call watch()."""
 
@@ -49,9 +67,13 @@ class EngineProcess:
         self._config = config
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._sockets: EngineSockets | None = None
 
     def start(self) -> None:
-        """Start the process and hand it its configuration; raises OSError when it cannot be started."""
+        """Start the process and hand it its configuration; raises OSError when it cannot be started.
+
+        The sockets follow at once: an engine that fails early says so before the rest of this process is imported.
+        """
         parent = os.getpid()
 
         def die_with_parent() -> None:
@@ -62,6 +84,7 @@ class EngineProcess:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, preexec_fn=die_with_parent, process_group=0
         )
+        self._sockets = EngineSockets(self.ipc_dir)  # behind the fork, because it starts threads
         line = msgspec.json.encode({"config": dataclasses.asdict(self._config), "ipc_dir": str(self.ipc_dir)})
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is dead already; watch() tells
@@ -96,6 +119,8 @@ class EngineProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._sockets is not None:
+            self._sockets.close()
         shutil.rmtree(self.ipc_dir, ignore_errors=True)
 
     def kill(self) -> None:
@@ -103,9 +128,11 @@ class EngineProcess:
         self._running().kill()
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._running().pid
+    def sockets(self) -> EngineSockets:
+        """The sockets to the engine, once it was started."""
+        if self._sockets is None:
+            raise RuntimeError("the engine process was not started")
+        return self._sockets
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -8,8 +8,7 @@ A client that takes nothing for SEND_SECONDS is treated as gone.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -28,7 +27,6 @@ CLIENT_GONE = Response(status_code=499)  # nobody reads it
 
 T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
-logger = logging.getLogger(__name__)
 
 
 class ClientGoneError(Exception):
@@ -109,12 +107,13 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events from a generator of ready-made frames; `failure` makes the frame of an error."""
+    """Server-sent events from a generator of ready-made frames; on_error hears of a failure at any moment."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, frames: AsyncGenerator[bytes, None], on_error: Callable[[RequestError], None]) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._frames = frames
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; on disconnect close the generator."""
@@ -126,6 +125,7 @@ class EventStream(Response):
             try:
                 first = await anext(frames)
             except RequestError as error:
+                self._on_error(error)
                 return await error_response(error)(scope, receive, send)
             except StopAsyncIteration:
                 first = b""
@@ -136,7 +136,7 @@ class EventStream(Response):
                     async for frame in frames:
                         await patient.send(frame)
                 except RequestError as error:
-                    logger.error("stream failed with status %d: %s", error.status, error.message)
+                    self._on_error(error)
                     await patient.send(event(error_body(error)) + b"data: [DONE]\n\n")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
