@@ -1,7 +1,7 @@
 """Sizes of the demonstration model: a Qwen2.5-VL small enough to train on two cores, with every part the family has.
 
-Window attention and full attention both occur in the vision tower, keys and values are shared by pairs of heads, and the
-output projection is its own matrix, so an engine that serves this model exercises the code that serves large ones.
+Window attention and full attention both occur in the vision tower, keys and values are shared by pairs of heads, and
+the output projection is its own matrix, so an engine that serves this model exercises the code that serves large ones.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def model_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
         dtype="float32",
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
+            "initializer_range": 0.05,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 3,
@@ -46,6 +47,7 @@ def model_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
         },
         vision_config={
             "depth": 3,
+            "initializer_range": 0.05,
             "hidden_size": 96,
             "intermediate_size": 192,
             "num_heads": 3,

@@ -76,7 +76,25 @@ _WORDS = tuple(
             for text in (*ONE_IMAGE_QUESTIONS, *MANY_IMAGES_QUESTIONS, *NO_IMAGE_QUESTIONS)
             for word in re.findall(r"\w+", text.lower())
         }
-        | set("a an and at by do for from in it my of on or please so thanks that then there to up with you".split())
+        | {
+            "a",
+            "an",
+            "and",
+            "at",
+            "by",
+            "for",
+            "from",
+            "it",
+            "my",
+            "on",
+            "or",
+            "so",
+            "thanks",
+            "that",
+            "then",
+            "to",
+            "up",
+        }
     )
 )
 

@@ -1,8 +1,8 @@
 """Handwritten digits as images of numbers: the data of the demonstration model, and of everything that tests it.
 
-The source is scikit-learn's set of 1,797 digits of 8x8 pixels, which comes inside its package. A digit belongs to exactly one
-split for ever: the model is trained on TRAIN, tuned on VALIDATION and judged on TEST, so a held-out image never
-shows a digit that the model has seen. Everything here is a pure function of its arguments; no torch.
+The source is scikit-learn's set of 1,797 digits of 8x8 pixels, which comes inside its package. A digit belongs to
+exactly one split for ever: the model is trained on TRAIN, tuned on VALIDATION and judged on TEST, so a held-out image
+never shows a digit that the model has seen. Everything here is a pure function of its arguments; no torch.
 """
 
 from __future__ import annotations
@@ -42,14 +42,23 @@ class Digit:
     ink: NDArray[np.uint8]
     source: int
 
+    @functools.cached_property
+    def drawing(self) -> Image.Image:
+        """The ink with a border of one empty pixel, mode L, 10x10."""
+        return Image.fromarray(np.pad(self.ink, 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class NumberImage:
-    """A rendered image, the number it shows in reading order (leading zeros kept), and the digits it was made of."""
+    """A rendered image, the number it shows in reading order (leading zeros kept), and the digits it was made of.
+
+    Each centre is (x, y) as a fraction of the image's width and height.
+    """
 
     image: Image.Image
     number: str
     sources: tuple[int, ...]
+    centres: tuple[tuple[float, float], ...]
 
 
 @functools.cache
@@ -69,7 +78,9 @@ def digits_of(split: Split) -> tuple[Digit, ...]:
 def split_rows(count: int, rows: int) -> tuple[int, ...]:
     """Digits in each row, from the top; an odd one goes to the first. Raises ValueError when they cannot be placed."""
     if not 1 <= count <= MAX_DIGITS:
-        raise ValueError(f"digits: an image shows 1 to {MAX_DIGITS} digits, not {count}; split them over several images")
+        raise ValueError(
+            f"digits: an image shows 1 to {MAX_DIGITS} digits, not {count}; split them over several images"
+        )
     if not 1 <= rows <= min(MAX_ROWS, count):
         raise ValueError(f"rows: {count} digits fill 1 to {min(MAX_ROWS, count)} rows, not {rows}")
     first = -(-count // rows)
@@ -85,35 +96,44 @@ def render(
     pixels). `distortion` also varies the shape of each digit and the look of the paper: for training only.
     Raises ValueError when the digits cannot be placed in the rows.
     """
-    lengths = split_rows(len(digits), rows)
-    cell = int(rng.integers(30, 39))
-    pitch = cell * rng.uniform(0.86, 1.05)
-    line = cell * rng.uniform(1.0, 1.12)
-    margin = int(rng.integers(2, 9))
-    coverage = np.zeros(
-        (
-            round(2 * margin + cell + (rows - 1) * line),
-            round(2 * margin + cell + (lengths[0] - 1) * pitch),
-        ),
-        dtype=np.uint8,
+    return compose(digits, rows, rng, distortion).image
+
+
+def compose(
+    digits: Sequence[Digit], rows: int, rng: np.random.Generator, distortion: Distortion | None = None
+) -> NumberImage:
+    """Draw digits as `render` does and keep what was drawn where."""
+    cell, corners, size = _lay_out(split_rows(len(digits), rows), rng)
+    coverage = np.zeros(size, dtype=np.uint8)
+    for digit, (left, top) in zip(digits, corners, strict=True):
+        _draw(coverage, _glyph(digit, cell, rng, distortion), top, left)
+    return NumberImage(
+        image=_paint(coverage, rng) if distortion is None else distortion.paint(coverage, rng),
+        number="".join(str(digit.value) for digit in digits),
+        sources=tuple(digit.source for digit in digits),
+        centres=tuple(((x + cell / 2) / size[1], (y + cell / 2) / size[0]) for x, y in corners),
     )
-    remaining = iter(digits)
-    for row, length in enumerate(lengths):
-        for column in range(length):
-            glyph = _glyph(next(remaining), cell, rng, distortion)
-            play = rng.integers(-2, 3, size=2)
-            _draw(coverage, glyph, round(margin + row * line) + int(play[0]), round(margin + column * pitch) + int(play[1]))
-    if distortion is not None:
-        return distortion.paint(coverage, rng)
-    return _paint(coverage, rng)
+
+
+def _lay_out(lengths: tuple[int, ...], rng: np.random.Generator) -> tuple[int, list[tuple[int, int]], tuple[int, int]]:
+    """Cell size, (left, top) of every digit in reading order, and (height, width) of the sheet, in pixels."""
+    cell = int(rng.integers(30, 39))
+    pitch, line = cell * rng.uniform(0.86, 1.05), cell * rng.uniform(1.0, 1.12)
+    margin = int(rng.integers(2, 9))
+    places = [(margin + column * pitch, margin + row * line) for row, n in enumerate(lengths) for column in range(n)]
+    play = rng.integers(-2, 3, size=(len(places), 2))
+    corners = [(round(x) + int(dx), round(y) + int(dy)) for (x, y), (dx, dy) in zip(places, play, strict=True)]
+    height, width = (
+        round(2 * margin + cell + (n - 1) * step) for n, step in ((len(lengths), line), (lengths[0], pitch))
+    )
+    return cell, corners, (height, width)
 
 
 def _glyph(digit: Digit, cell: int, rng: np.random.Generator, distortion: Distortion | None) -> NDArray[np.uint8]:
     """The digit enlarged to cell x cell pixels."""
-    source = Image.fromarray(np.pad(digit.ink, 1))
     if distortion is not None:
-        return distortion.bend(source, cell, rng)
-    return np.asarray(source.resize((cell, cell), Image.Resampling.BICUBIC))
+        return distortion.bend(digit.drawing, cell, rng)
+    return np.asarray(digit.drawing.resize((cell, cell), Image.Resampling.BICUBIC))
 
 
 def _draw(coverage: NDArray[np.uint8], glyph: NDArray[np.uint8], top: int, left: int) -> None:
@@ -130,17 +150,6 @@ def _paint(coverage: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image
     ink = rng.uniform(10, 60) + rng.uniform(-10, 25, size=3)
     amount = coverage[..., None].astype(np.float32) / 255
     return Image.fromarray(np.clip(paper + amount * (ink - paper), 0, 255).astype(np.uint8))
-
-
-def compose(
-    digits: Sequence[Digit], rows: int, rng: np.random.Generator, distortion: Distortion | None = None
-) -> NumberImage:
-    """Render digits and keep what they read."""
-    return NumberImage(
-        image=render(digits, rows, rng, distortion),
-        number="".join(str(digit.value) for digit in digits),
-        sources=tuple(digit.source for digit in digits),
-    )
 
 
 def heldout(

@@ -7,12 +7,14 @@ images never pass through here.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 _FINE = 40  # pixels per side of the enlarged source that the mesh samples from
+_GRID = np.array([[(x, y) for x in (-0.5, 0.0, 0.5)] for y in (-0.5, 0.0, 0.5)])  # [row, column, (x, y)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +29,33 @@ class Distortion:
     inverted: float = 0.15  # share of sheets with light ink on dark paper
     noise: float = 8.0  # highest standard deviation of pixel noise, in grey levels
 
+    def at(self, strength: float) -> Distortion:
+        """The same kind of variation, weaker: every limit multiplied by strength (0 to 1)."""
+        return Distortion(**{name: limit * strength for name, limit in dataclasses.asdict(self).items()})
+
     def bend(self, source: Image.Image, cell: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A variant of one digit (mode L, square), cell x cell pixels: turned, sheared, scaled, bent, thinner or bolder."""
+        """A variant of one digit (mode L, square) of cell x cell pixels: turned, sheared, bent, thinner or bolder."""
         fine = source.resize((_FINE, _FINE), Image.Resampling.BICUBIC)
-        points = self._control_points(rng) * _FINE
-        half = cell // 2
-        edges = (0, half, cell)
+        points: list[list[list[float]]] = (self._control_points(rng) * _FINE).tolist()
+        edges = (0, cell // 2, cell)
         mesh = []
-        for row in range(2):
-            for column in range(2):
-                box = (edges[column], edges[row], edges[column + 1], edges[row + 1])
-                corners = (points[row, column], points[row + 1, column], points[row + 1, column + 1], points[row, column + 1])
-                mesh.append((box, tuple(float(value) for corner in corners for value in corner)))
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            box = (edges[j], edges[i], edges[j + 1], edges[i + 1])
+            mesh.append((box, (*points[i][j], *points[i + 1][j], *points[i + 1][j + 1], *points[i][j + 1])))
         bent = fine.transform((cell, cell), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
         return self._stroke(bent, rng)
 
     def _control_points(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """Where the 3x3 corners of the target's quarters lie in the source, as [row, column, (x, y)] from 0 to 1."""
-        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation))
-        shear = rng.uniform(-self.shear, self.shear)
-        widen, heighten = np.exp(rng.uniform(-self.scale, self.scale, size=2))
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = turn @ np.array([[widen, shear], [0.0, heighten]])
-        rows, columns = np.meshgrid((-0.5, 0.0, 0.5), (-0.5, 0.0, 0.5), indexing="ij")
-        grid = np.stack([columns, rows], axis=-1) @ matrix.T + 0.5
-        return grid + rng.uniform(-self.shift, self.shift, size=2) + rng.normal(0, self.bend_by, size=grid.shape)
+        angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+        shear, widen, heighten = rng.uniform(-1, 1, size=3).tolist()
+        widen, heighten = math.exp(widen * self.scale), math.exp(heighten * self.scale)
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        matrix = turn @ np.array([[widen, shear * self.shear], [0.0, heighten]])
+        moved: NDArray[np.float64] = _GRID @ matrix.T + 0.5
+        moved += rng.uniform(-self.shift, self.shift, size=2)
+        moved += rng.normal(0, self.bend_by, size=moved.shape)
+        return moved
 
     def _stroke(self, glyph: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Vary the width of the stroke and how much ink it carries."""
