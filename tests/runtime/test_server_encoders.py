@@ -197,7 +197,7 @@ async def test_an_unreachable_encoder_is_replaced_at_once() -> None:
 
 async def test_a_refused_image_is_final() -> None:
     async with encoders(answers(400, "mm_items[0] is not a readable image"), answers(400)) as (client, _, stubs):
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RequestError, match="image 0: ") as caught:
             await client.encode("request", IMAGES[:1])
         assert caught.value.status == 400
         assert sum(len(stub.bodies) for stub in stubs) == 1

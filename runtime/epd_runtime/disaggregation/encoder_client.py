@@ -142,6 +142,8 @@ class EncoderClient:
             try:
                 with self._counted(url, num_patches(image)):
                     return await self._post_while_alive(url, body)
+            except RequestError as error:
+                raise RequestError(error.status, f"image {part}: {error.message}") from None
             except _EncoderError as failure:
                 logger.warning("encoder %s failed on part %d of %s: %s", url, part, request_id, failure)
                 excluded |= {url}

@@ -47,7 +47,7 @@ class Job:
 class Answer:
     """One sample as far as it has come."""
 
-    text: str = ""
+    pieces: list[str] = dataclasses.field(default_factory=list)  # text; joined on demand, as answers may be long
     token_ids: list[int] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
     matched_stop: str | int | None = None
@@ -55,6 +55,11 @@ class Answer:
     completion_tokens: int = 0
     cached_tokens: int = 0
     spans: list[Span] = dataclasses.field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.pieces)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,7 +201,7 @@ class Generation:
         if stop is None and output.finish_reason is not None:
             rest, stop = detokenizer.finish()
             text += rest
-        answer.text += text
+        answer.pieces.append(text)
         if stop is not None:
             answer.finish_reason, answer.matched_stop = "stop", stop
         elif output.finish_reason is not None:

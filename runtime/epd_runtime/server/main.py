@@ -118,7 +118,7 @@ class ServerProcess:
 
     async def _begin(self, ready: EngineReady) -> None:
         await self._service.begin(ready)
-        megabytes = {part: size // (1024 * 1024) for part, size in ready.weight_bytes.items()}
+        megabytes = {part: round(size / (1024 * 1024), 1) for part, size in ready.weight_bytes.items()}
         logger.info("ready: context %d tokens, weights in MiB %s", ready.context_length, megabytes)
 
     def _failed(self, message: str) -> int:
