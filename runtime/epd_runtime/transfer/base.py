@@ -21,7 +21,7 @@ Invariants, for every implementation:
 - Every wait inside `write` has a deadline that counts from the last progress, not from the start.
 
 Threads: a Receiver and its Inbounds belong to the event loop that started them; a Connection belongs to one worker
-thread, except `close`, which any thread may call to interrupt a write.
+thread, except `interrupt`.
 """
 
 from __future__ import annotations
@@ -111,8 +111,12 @@ class Connection(abc.ABC):
         """Copy all entries, blocking; leaves early, in order, once stop() is true. Raises TransferError."""
 
     @abc.abstractmethod
+    def interrupt(self) -> None:
+        """Make a write that is under way, and any later one, raise soon; any thread, any number of times."""
+
+    @abc.abstractmethod
     def close(self) -> None:
-        """Interrupt a write and free everything; any thread, any number of times."""
+        """Free everything; on the worker's thread, any number of times."""
 
 
 class Backend(abc.ABC):

@@ -154,7 +154,7 @@ class ShmConnection(Connection):
                 "start both with --disaggregation-transfer-backend tcp"
             )
         self._page_bytes = descriptor.page_bytes
-        self._closed = False
+        self._interrupted = False
         try:
             self._memory = SharedMemory.open(descriptor.pid, descriptor.pool_fd, descriptor.pool_bytes, writable=True)
             table = SharedMemory.open(descriptor.pid, descriptor.table_fd, descriptor.table_bytes, writable=False)
@@ -180,9 +180,13 @@ class ShmConnection(Connection):
                     raise TransferError(f"room {room} has no grant for bytes {destination} to {destination + nbytes}")
                 self._destination[destination : destination + nbytes] = self._source[source : source + nbytes]
 
+    def interrupt(self) -> None:
+        """The next chunk fails."""
+        self._interrupted = True
+
     def close(self) -> None:
-        """The next chunk fails; the mapping goes with the object."""
-        self._closed = True
+        """The mapping goes with the object."""
+        self._interrupted = True
 
     @contextlib.contextmanager
     def _locked(self, start: int, nbytes: int) -> Iterator[None]:
@@ -193,7 +197,7 @@ class ShmConnection(Connection):
                 raise TransferError(f"decode has locked its KV pool for {STALL_SECONDS:.0f} s")
             time.sleep(_RETRY_SECONDS)
         try:
-            if self._closed:
+            if self._interrupted:
                 raise TransferError("the connection to decode has ended")
             yield
         finally:

@@ -66,10 +66,13 @@ class TcpConnection(Connection):
         self._send(gathered)
         self._await_ack()
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Break the connection under a write that may be blocked in it."""
         with contextlib.suppress(OSError):  # closed before, or the other side was first
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """See Connection."""
         self._socket.close()
 
     def _send(self, buffers: list[Buffer]) -> None:
