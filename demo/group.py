@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 
 GROUP = "sglang-vlm-epd"
-ROUTER_ROLE = "sglang-router"
 MANIFEST = Path(__file__).parents[1] / "manifests" / "examples" / "01-handwriting-epd.yaml"
 START_SECONDS = 120
 
@@ -36,7 +35,7 @@ def running_group(console: Console) -> Iterator[str]:
     up = rbg(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         _show_start(console, up)
-        yield router_url()
+        yield status()["url"]
     finally:
         rbg("down", GROUP, stdout=subprocess.DEVNULL).wait()
 
@@ -72,11 +71,3 @@ def status() -> dict[str, Any]:
 def pods_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Every pod of a status report."""
     return [pod for role in report.get("roles", []) for pod in role["pods"]]
-
-
-def router_url() -> str:
-    """Where clients send requests."""
-    for role in status().get("roles", []):
-        if role["name"] == ROUTER_ROLE:
-            return f"http://{role['pods'][0]['address']}:{role['pods'][0]['port']}"
-    raise GroupError(f"the group has no role {ROUTER_ROLE!r}")

@@ -1,7 +1,7 @@
 """Which address a server listens on.
 
-On one machine every pod has a loopback address of its own, told by EPD_BIND_ADDRESS: a wildcard then means that address,
-so that ports of different pods never collide. On Kubernetes POD_IP (downward API) is the default.
+On one machine every pod has a loopback address of its own, told by EPD_BIND_ADDRESS: a wildcard then means that
+address, so that ports of different pods never collide. On Kubernetes POD_IP (downward API) is the default.
 """
 
 from __future__ import annotations
