@@ -37,7 +37,8 @@ def running_group(console: Console) -> Iterator[str]:
         _show_start(console, up)
         yield status()["url"]
     finally:
-        rbg("down", GROUP, stdout=subprocess.DEVNULL).wait()
+        if up.poll() in (0, None):  # else `rbg up` took down what it started, or refused because the group was there
+            rbg("down", GROUP, stdout=subprocess.DEVNULL).wait()
 
 
 def _show_start(console: Console, up: subprocess.Popen[str]) -> None:
