@@ -1,7 +1,7 @@
 """Loopback addresses of pods: each group has a block 127.x.y, each pod one address 127.x.y.z of it. Pure.
 
-The block follows from the group's name and the user's id, so that a group gets the same addresses every time; it moves
-on if another group that runs has it. 127.0 is left to the system.
+The block follows from the group's name and from where state is kept, which is each user's own, so that a group gets the
+same addresses every time; it moves on if another group that runs has it. 127.0 is left to the system.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ NUM_BLOCKS = (1 << 16) - 2 * FIRST_BLOCK  # up to 127.254.255
 MAX_PODS = 254
 
 
-def choose_block(group: str, user: int, taken: Collection[str]) -> str:
+def choose_block(group: str, owner: str, taken: Collection[str]) -> str:
     """The group's block such as "127.41.7", none of those taken."""
-    digest = hashlib.sha256(f"{user}/{group}".encode()).digest()
+    digest = hashlib.sha256(f"{owner}/{group}".encode()).digest()
     first = int.from_bytes(digest[:8], "big")
     for step in range(NUM_BLOCKS):
         number = FIRST_BLOCK + (first + step) % NUM_BLOCKS

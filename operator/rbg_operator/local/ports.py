@@ -17,15 +17,15 @@ def port_problem(address: str, port: int) -> str:
         try:
             probe.bind((address, port))
         except OSError as error:
-            holder = listener(port)
+            holder = listener(address, port)
             by = f"in use by {holder}" if holder else f"not available: {error.strerror}"
             return f"port {port} on {address} is {by}; end that process or change --port in the manifest"
     return ""
 
 
-def listener(port: int) -> str:
-    """A process that listens on the port, such as "process 4711 (python3)"; empty if none can be seen."""
-    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+def listener(address: str, port: int) -> str:
+    """A process that listens there or on every address, such as "process 47 (python3)"; empty if none can be seen."""
+    sockets = {f"socket:[{inode}]" for inode in _listening(address, port)}
     for name in os.listdir("/proc") if sockets else ():
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -36,12 +36,15 @@ def listener(port: int) -> str:
     return ""
 
 
-def _listening(port: int) -> list[str]:
+def _listening(address: str, port: int) -> list[str]:
+    """Inodes of the sockets in the way. The kernel's tables write an IPv4 address as a little-endian number."""
+    own = socket.inet_aton(address)[::-1].hex().upper()
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                host, _, number = fields[1].rpartition(":")
+                if fields[3] == LISTEN and int(number, 16) == port and (host == own or not host.strip("0")):
                     found.append(fields[9])
     return found

@@ -129,7 +129,7 @@ def claim(base: Path, group: str) -> Claim:
                     f"the group {group} runs already (supervisor {other.pid}); change the number of pods with "
                     f"rbg scale {group} ROLE=N, or apply a changed manifest with rbg down {group} and rbg up"
                 )
-        block = choose_block(group, os.getuid(), {other.block for other in others})
+        block = choose_block(group, str(base), {other.block for other in others})
         folder = GroupFolder(base / group, os.getpid(), block, uuid.uuid4().hex)
         if len(os.fsencode(folder.socket)) > MAX_SOCKET_PATH:
             raise LocalError(f"the path {folder.socket} is too long for a socket; set XDG_RUNTIME_DIR to a shorter one")
