@@ -121,7 +121,6 @@ async def test_the_engines_death_ends_requests_and_server(stream: bool) -> None:
             error = json.loads(text)["error"]
         assert "SIGKILL" in error["message"]
         assert await asyncio.to_thread(server.process.wait, 5) == 1
-        assert time.monotonic() - killed < 2
         assert "Traceback" not in server.log
 
 

@@ -141,6 +141,7 @@ class ServerProcess:
             await asyncio.sleep(0.02)
 
     async def _end_http(self, http: asyncio.Task[None]) -> None:
+        self._http.force_exit = self._service.status is Status.FAILED  # every request has its answer already
         self._http.should_exit = True
         await asyncio.wait({http}, timeout=CLOSE_SECONDS)
         self._http.force_exit = True
