@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -41,11 +40,26 @@ class Channel:
         self._sender.send(encode(message))
 
 
+def read_order() -> bytes:
+    """The one line that the API process writes to our standard input."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            raise SystemExit("the engine is started by epd_runtime.launch_server, not by hand")
+        line += piece
+    return line
+
+
 def exit_with_parent() -> None:
-    """End this process when the API process goes: its end of our standard input closes."""
+    """End this process when the API process goes: its end of our standard input closes.
+
+    Reads the descriptor itself: a thread inside sys.stdin would keep the interpreter from shutting down.
+    """
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1 << 16):
+            pass
         os._exit(0)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -97,7 +97,13 @@ class LanguageLoop:
         self._storage = torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
         if server.role is Role.PREFILL:
             port = server.disaggregation_bootstrap_port
-            prefill = PrefillSide(self._layout, self._memory.buffer, server.bind_host, port, backend)
+            try:
+                prefill = PrefillSide(self._layout, self._memory.buffer, server.bind_host, port, backend)
+            except OSError as error:
+                raise StartError(
+                    f"cannot listen on {server.bind_host}:{port} for decode workers ({error.strerror}); "
+                    "choose another --disaggregation-bootstrap-port"
+                ) from None
             self._handoff = prefill
             return PrefillScheduler(limits, self._allocator, prefill)
         decode = DecodeSide(self._layout, self._memory.buffer, advertised_address(server.host), backend)

@@ -18,7 +18,7 @@ import zmq
 
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.encoder.encoder_loop import EncoderLoop
-from epd_runtime.engine.channel import Channel, exit_with_parent
+from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.engine.language_loop import LanguageLoop
 from epd_runtime.engine.loading import StartError, place_model
 from epd_runtime.messages import EngineFailed
@@ -30,7 +30,7 @@ log = logging.getLogger("epd_runtime.engine")
 
 def main() -> int:
     """Run the engine; returns the exit status."""
-    order = json.loads(sys.stdin.buffer.readline())
+    order = json.loads(read_order())
     exit_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
     server = _config(order["config"])
