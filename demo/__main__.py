@@ -19,11 +19,12 @@ from rich.console import Console
 from demo.client import Reply, RequestFailedError, ask
 from demo.conversation import numbers_in
 from demo.digits import NumberImage, heldout
-from demo.display import draw, waterfall
+from demo.display import FULL_SCALE, draw, waterfall
 from demo.group import GroupError, running_group
 
 SEED = 7
 REQUIRED = 0.9
+PICTURES_ABREAST = 4
 ONE_IMAGE = "What number is in the image?"
 MANY_IMAGES = "What numbers are in the images?"
 
@@ -47,9 +48,10 @@ def digits_right(expected: Sequence[str], answered: Sequence[str]) -> int:
 
 def show(console: Console, sent: list[NumberImage], reply: Reply) -> tuple[int, int]:
     """Print one exchange; returns (digits right, digits sent)."""
-    width = max(console.width // min(len(sent), 4) - 2, 16)
-    for start in range(0, len(sent), 4):
-        pictures = [draw(item.image, width).split("\n") for item in sent[start : start + 4]]
+    room = console.width / min(len(sent), PICTURES_ABREAST) - 3
+    scale = min(FULL_SCALE, room / max(item.image.width for item in sent))
+    for start in range(0, len(sent), PICTURES_ABREAST):
+        pictures = [draw(item.image, scale).split("\n") for item in sent[start : start + PICTURES_ABREAST]]
         widths = [max(map(len, picture)) + 2 for picture in pictures]
         for line in range(max(map(len, pictures))):
             cells = (picture[line] if line < len(picture) else "" for picture in pictures)

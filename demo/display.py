@@ -9,7 +9,7 @@ from PIL import Image
 from rich.text import Text
 
 SHADES = " .:-=+*#%@"
-PICTURE_HEIGHT = 10  # lines of one row of digits
+FULL_SCALE = 0.55  # columns per pixel: a digit is about eight lines high
 BAR_WIDTH = 64
 STAGES = ("encode", "transfer", "queue", "prefill", "handoff", "decode")
 COLOURS = {
@@ -22,11 +22,10 @@ COLOURS = {
 }
 
 
-def draw(image: Image.Image, width: int) -> str:
-    """Ink as characters, at most `width` columns; a character is about twice as high as wide."""
+def draw(image: Image.Image, scale: float) -> str:
+    """Ink as characters, `scale` columns per pixel; a character is about twice as high as wide."""
     ink = 255 - np.asarray(image.convert("L"), dtype=np.uint8)
-    columns = min(width, round(image.width * 0.55))
-    lines = max(round(columns * image.height / image.width / 2), 1)
+    columns, lines = max(round(image.width * scale), 1), max(round(image.height * scale / 2), 1)
     small = np.asarray(Image.fromarray(ink).resize((columns, lines), Image.Resampling.BOX), np.float32)
     floor, top = np.percentile(small, 30), max(small.max(), 1.0)
     scaled = np.clip((small - floor) / max(top - floor, 1.0), 0, 1) * (len(SHADES) - 1)
