@@ -24,7 +24,7 @@ from demo.group import GroupError, running_group
 
 SEED = 7
 REQUIRED = 0.9
-PICTURES_ABREAST = 4
+COLUMNS_OF_PICTURE = 40  # at least, where several images share a line
 ONE_IMAGE = "What number is in the image?"
 MANY_IMAGES = "What numbers are in the images?"
 
@@ -48,10 +48,10 @@ def digits_right(expected: Sequence[str], answered: Sequence[str]) -> int:
 
 def show(console: Console, sent: list[NumberImage], reply: Reply) -> tuple[int, int]:
     """Print one exchange; returns (digits right, digits sent)."""
-    room = console.width / min(len(sent), PICTURES_ABREAST) - 3
-    scale = min(FULL_SCALE, room / max(item.image.width for item in sent))
-    for start in range(0, len(sent), PICTURES_ABREAST):
-        pictures = [draw(item.image, scale).split("\n") for item in sent[start : start + PICTURES_ABREAST]]
+    abreast = max(min(len(sent), console.width // COLUMNS_OF_PICTURE), 1)
+    scale = min(FULL_SCALE, (console.width / abreast - 3) / max(item.image.width for item in sent))
+    for start in range(0, len(sent), abreast):
+        pictures = [draw(item.image, scale).split("\n") for item in sent[start : start + abreast]]
         widths = [max(map(len, picture)) + 2 for picture in pictures]
         for line in range(max(map(len, pictures))):
             cells = (picture[line] if line < len(picture) else "" for picture in pictures)

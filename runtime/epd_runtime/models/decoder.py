@@ -68,8 +68,8 @@ class LanguageModel(nn.Module):
         """Logits [len(batch.logit_rows), vocab] float32."""
         assert self.rope is not None
         x = self.embed_tokens(batch.input_ids)
-        if batch.image_rows is not None:
-            x[batch.image_rows] = batch.image_embeddings
+        if batch.image_rows is not None and batch.image_embeddings is not None:
+            x[batch.image_rows] = batch.image_embeddings.to(x.dtype)
         cos, sin = self.rope(batch.positions, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, batch, backend)
