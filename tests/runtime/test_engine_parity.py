@@ -16,7 +16,7 @@ from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.kvcache.pool import KVPool, PageAllocator, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
-from epd_runtime.models.config import load_model_config
+from epd_runtime.model_config import load_model_config
 from epd_runtime.models.registry import load_language_model
 
 PAGE = 16

@@ -18,7 +18,7 @@ from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.messages import ImageInput
-from epd_runtime.models.config import VisionConfig
+from epd_runtime.model_config import VisionConfig
 from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
 from epd_runtime.models.registry import vision_names
 

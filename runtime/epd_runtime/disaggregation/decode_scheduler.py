@@ -12,6 +12,7 @@ from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.messages import Bootstrap
 
 
 class DecodeScheduler(Scheduler):
@@ -34,6 +35,12 @@ class DecodeScheduler(Scheduler):
         request.advance(State.JOINING)
         self._rooms[request.room] = request
         self._handoff.join(request.room, request.bootstrap.host, request.bootstrap.port)
+
+    def refuse_room(self, bootstrap: Bootstrap) -> None:
+        """A request was refused before it reached the engine: prefill's half must not wait for us."""
+        if bootstrap.room not in self._rooms and bootstrap.room not in self._orphaned_pages:
+            self._handoff.join(bootstrap.room, bootstrap.host, bootstrap.port)
+            self._handoff.abort(bootstrap.room)
 
     def poll_handoff(self) -> None:
         """Take what happened to the rooms since the last call."""

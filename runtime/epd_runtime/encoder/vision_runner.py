@@ -27,7 +27,7 @@ from torch import Tensor
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.messages import ImageInput, Span
-from epd_runtime.models.config import VisionConfig
+from epd_runtime.model_config import VisionConfig
 from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def read_order() -> bytes:
     return line
 
 
-def exit_with_parent() -> None:
-    """End this process when the API process goes: its end of our standard input closes.
+def exit_with_parent(ipc_dir: Path) -> None:
+    """End this process when the API process goes: its end of our standard input closes. Removes the sockets' folder.
 
     Reads the descriptor itself: a thread inside sys.stdin would keep the interpreter from shutting down.
     """
@@ -60,6 +61,7 @@ def exit_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1 << 16):
             pass
+        shutil.rmtree(ipc_dir, ignore_errors=True)
         os._exit(0)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

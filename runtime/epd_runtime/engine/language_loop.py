@@ -149,8 +149,14 @@ class LanguageLoop:
             self._scheduler.abort(message.rid)
         elif isinstance(message, FailRequest):
             self._scheduler.fail(message.rid, message.status, message.message)
-        elif isinstance(message, FailRoom) and isinstance(self._scheduler, PrefillScheduler):
+        elif isinstance(message, FailRoom):
+            self._refuse_room(message)
+
+    def _refuse_room(self, message: FailRoom) -> None:
+        if isinstance(self._scheduler, PrefillScheduler):
             self._scheduler.refuse_room(message.bootstrap, message.status, message.message)
+        elif isinstance(self._scheduler, DecodeScheduler):
+            self._scheduler.refuse_room(message.bootstrap)
 
     def _add(self, request: Request) -> None:
         if request.rid in self._scheduler.requests:

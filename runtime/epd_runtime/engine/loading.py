@@ -13,7 +13,7 @@ from torch import Tensor
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.disaggregation.handoff import KVLayout
 from epd_runtime.kvcache.pool import page_bytes
-from epd_runtime.models.config import ModelConfig, load_model_config
+from epd_runtime.model_config import ModelConfig, load_model_config
 from epd_runtime.models.registry import check_family
 
 CPU_KV_FRACTION = 0.2  # of free memory; pages are touched only when used

@@ -22,7 +22,7 @@ from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.engine.language_loop import LanguageLoop
 from epd_runtime.engine.loading import StartError, place_model
 from epd_runtime.messages import EngineFailed
-from epd_runtime.models.config import ModelConfigError
+from epd_runtime.model_config import ModelConfigError
 from epd_runtime.models.loader import WeightError
 
 log = logging.getLogger("epd_runtime.engine")
@@ -31,13 +31,14 @@ log = logging.getLogger("epd_runtime.engine")
 def main() -> int:
     """Run the engine; returns the exit status."""
     order = json.loads(read_order())
-    exit_with_parent()
+    ipc_dir = Path(order["ipc_dir"])
+    exit_with_parent(ipc_dir)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
     server = _config(order["config"])
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
     torch.set_num_threads(server.num_threads or os.cpu_count() or 1)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    channel = Channel(context, Path(order["ipc_dir"]))
+    channel = Channel(context, ipc_dir)
     try:
         placement = place_model(server)
         loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)

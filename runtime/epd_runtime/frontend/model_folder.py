@@ -15,7 +15,7 @@ import tokenizers
 
 from epd_runtime.frontend.chat_template import ChatTemplate
 from epd_runtime.frontend.images import ResizeRule
-from epd_runtime.models.config import ModelConfig, ModelConfigError, load_model_config
+from epd_runtime.model_config import ModelConfig, ModelConfigError, load_model_config
 
 ModelFolderError = ModelConfigError  # the same mistake, found a little later
 

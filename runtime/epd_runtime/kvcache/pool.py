@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from epd_runtime.disaggregation.handoff import KVLayout
-from epd_runtime.models.config import ModelConfig
+from epd_runtime.model_config import ModelConfig
 
 
 class KVPool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from epd_runtime.attention.base import AttentionBackend
 from epd_runtime.attention.batch import ForwardBatch
-from epd_runtime.models.config import TextConfig
+from epd_runtime.model_config import TextConfig
 from epd_runtime.models.layers import GatedMLP, RMSNorm, rotate
 from epd_runtime.models.rope import RotaryTable
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from epd_runtime.attention.packed import Segments, packed_attention
-from epd_runtime.models.config import VisionConfig
+from epd_runtime.model_config import VisionConfig
 from epd_runtime.models.layers import GatedMLP, RMSNorm, rotate
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from epd_runtime.models.config import ModelConfig, ModelConfigError, TextConfig, VisionConfig
+from epd_runtime.model_config import ModelConfig, ModelConfigError, TextConfig, VisionConfig
 from epd_runtime.models.decoder import LanguageModel
 from epd_runtime.models.loader import NameMap, Target, fill_dummy, load_weights
 from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epd_runtime.models.config import TextConfig
+from epd_runtime.model_config import TextConfig
 
 
 class RotaryTable:
