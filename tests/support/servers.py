@@ -74,12 +74,13 @@ class Server:
         for child in family:
             if child.is_running():
                 child.kill()
+        self.log_path.unlink(missing_ok=True)
 
 
 def start(module: str, *flags: str, port: int | None = None, env: dict[str, str] | None = None) -> Server:
     """Start `python -m module flags --host 127.0.0.1 --port PORT`; does not wait."""
     port = port or free_port()
-    log = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log", delete=False)  # noqa: SIM115
+    log = tempfile.NamedTemporaryFile(prefix="epd-test-", suffix=".log", delete=False)  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", module, *flags, "--host", "127.0.0.1", "--port", str(port)],
         stdout=log,
