@@ -92,7 +92,7 @@ def render(
 ) -> Image.Image:
     """Draw digits as ink on paper, row by row from the left, with a little play in where each one sits.
 
-    Returns an RGB image; its size follows from the number of digits and rows and from the drawn cell size (30 to 38
+    Returns an RGB image; its size follows from the number of digits and rows and from the drawn cell size (28 to 31
     pixels). `distortion` also varies the shape of each digit and the look of the paper: for training only.
     Raises ValueError when the digits cannot be placed in the rows.
     """
@@ -117,9 +117,9 @@ def compose(
 
 def _lay_out(lengths: tuple[int, ...], rng: np.random.Generator) -> tuple[int, list[tuple[int, int]], tuple[int, int]]:
     """Cell size, (left, top) of every digit in reading order, and (height, width) of the sheet, in pixels."""
-    cell = int(rng.integers(30, 39))
-    pitch, line = cell * rng.uniform(0.86, 1.05), cell * rng.uniform(1.0, 1.12)
-    margin = int(rng.integers(2, 9))
+    cell = int(rng.integers(28, 32))
+    pitch, line = rng.uniform(27, 29, size=2)
+    margin = int(rng.integers(0, 6))
     places = [(margin + column * pitch, margin + row * line) for row, n in enumerate(lengths) for column in range(n)]
     play = rng.integers(-2, 3, size=(len(places), 2))
     corners = [(round(x) + int(dx), round(y) + int(dy)) for (x, y), (dx, dy) in zip(places, play, strict=True)]

@@ -21,12 +21,12 @@ _GRID = np.array([[(x, y) for x in (-0.5, 0.0, 0.5)] for y in (-0.5, 0.0, 0.5)])
 class Distortion:
     """How far training images may stray; angles in degrees, lengths as fractions of a cell."""
 
-    rotation: float = 14.0
-    shear: float = 0.2
-    scale: float = 0.18
+    rotation: float = 12.0
+    shear: float = 0.15
+    scale: float = 0.15
     shift: float = 0.05
-    bend_by: float = 0.035
-    inverted: float = 0.15  # share of sheets with light ink on dark paper
+    bend_by: float = 0.03
+    inverted: float = 0.1  # share of sheets with light ink on dark paper
     noise: float = 8.0  # highest standard deviation of pixel noise, in grey levels
 
     def at(self, strength: float) -> Distortion:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
 
 from demo import architecture, evaluate
 from demo.batches import IGNORED_LABEL, Difficulty, Example, ExampleSource, Processor
@@ -35,7 +36,7 @@ from demo.tokenizer import save_tokenizer
 class Settings:
     """Everything that decides the weights."""
 
-    steps: int = 1600
+    steps: int = 1400
     threads: int = 1
     seed: int = 0
     batch_images: int = 48
@@ -85,10 +86,11 @@ def losses_of(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor
 
 
 def make_deterministic(settings: Settings) -> None:
-    """Fix all that torch would otherwise choose by itself."""
+    """Fix all that torch would otherwise choose by itself, and keep the progress lines the only output."""
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
 
 
 class Optimizer:
@@ -136,7 +138,6 @@ def train(folder: Path, settings: Settings) -> None:
     tokenizer = save_tokenizer(folder)
     architecture.save_preprocessor_config(folder)
     processor = Processor(folder)
-    architecture.save_generation_config(folder, tokenizer)
     model: Any = Qwen2_5_VLForConditionalGeneration(architecture.model_config(tokenizer)).train()
     optimizer, average = Optimizer(model, settings), WeightAverage(model, settings.average_decay)
     source, started, losses = ExampleSource(Split.TRAIN), time.monotonic(), []
@@ -152,14 +153,11 @@ def train(folder: Path, settings: Settings) -> None:
             _print_progress(done, losses, started, settings)
             losses.clear()
         if done % settings.validate_every == 0 or done == settings.steps:
-            _save(average.model, folder)
+            average.model.save_pretrained(folder)
+            architecture.save_generation_config(folder, tokenizer)
             _print_validation(average.model, processor)
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Write weights and configuration, and print what identifies them."""
-    model.save_pretrained(folder)
-    print(f"model.safetensors sha256 {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    print(f"model.safetensors sha256 {digest}")
 
 
 def _print_progress(done: int, losses: list[tuple[float, float]], started: float, settings: Settings) -> None:
