@@ -27,5 +27,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian: apt install python3-venv)"; exit 1; }
 	@echo "Installing packages into $(VENV) (the first time a few minutes: torch brings about 3 GB) ..."
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[operator,runtime,test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt -e '.[operator,runtime,test,dev]'
 	@touch $@
