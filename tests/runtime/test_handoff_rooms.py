@@ -45,6 +45,7 @@ class Copy:
 
     session: int
     room: int
+    ticket: int
     entries: list[Entry]
     stopped: bool = False
 
@@ -63,8 +64,8 @@ class World:
         self.to_prefill: deque[wire.ToPrefill] = deque()
         self.to_decode: deque[wire.ToDecode] = deque()
         self.copies: list[Copy] = []
-        self.revoking: list[int] = []
-        self.granted: dict[int, list[int]] = {}  # room -> pages of decode
+        self.revoking: list[decode_rooms.Revoke] = []
+        self.granted: dict[int, list[int]] = {}  # ticket -> pages of decode
         self.target = [0] * LAYOUT.num_pages
         self.source = [0] * LAYOUT.num_pages
         self.next_page = {"prefill": 1, "decode": 1}
@@ -93,7 +94,7 @@ class World:
             self.opened["prefill", room] += 1
             self.prefill.announce(room, size * PAGE_SIZE - 1)
         else:
-            self.prefill.fail_announced(room, 400, "twice")
+            self.prefill.announced_twice(room)
 
     def send(self, room: int, size: int) -> None:
         prompt = self.prompts.get(room)
@@ -147,11 +148,11 @@ class World:
         assert session is not None
         match message:
             case wire.Join():
-                self.prefill.joined(session, message.room)
+                self.prefill.joined(session, message)
             case wire.Accept():
                 self.prefill.accepted(session, message)
             case wire.Taken():
-                self.prefill.taken(session, message.room)
+                self.prefill.taken(session, message)
             case wire.Abort():
                 self.prefill.aborted(session, message)
 
@@ -179,7 +180,7 @@ class World:
         if copy.entries and not copy.stopped and not is_lost:
             source, target, nbytes = copy.entries.pop(0)
             pages = range(target, target + nbytes)
-            assert set(pages) <= set(self.granted.get(copy.room, ())), "a write into pages that are not granted"
+            assert set(pages) <= set(self.granted.get(copy.ticket, ())), "a write into pages that are not granted"
             self.target[target : target + nbytes] = self.source[source : source + nbytes]
         else:
             self.copies.remove(copy)
@@ -192,9 +193,9 @@ class World:
 
     def revoke(self, room: int, size: int) -> None:
         if self.revoking:
-            number = self.revoking.pop(room % len(self.revoking))
-            self.granted.pop(number, None)
-            self.decode.revoked(number)
+            effect = self.revoking.pop(room % len(self.revoking))
+            self.granted.pop(effect.ticket, None)
+            self.decode.revoked(effect.room)
 
     def lose(self, room: int, size: int) -> None:
         """The control connection breaks; rarely, or nothing else ever happens."""
@@ -230,7 +231,8 @@ class World:
             pages = self.pages.pop(event.room, [])
             if isinstance(event, Received):
                 assert [self.target[page] for page in pages] == [event.result.first_token] * len(pages)
-            assert event.room not in self.granted, "writes are possible after the end"
+            granted = {page for granted in self.granted.values() for page in granted}
+            assert not granted & set(pages), "writes are possible after the end"
 
     # --- what the sides' threads do -------------------------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class World:
             case prefill_rooms.Emit():
                 self.prefill_events.emit(effect.event)
             case prefill_rooms.Write():
-                self.copies.append(Copy(effect.session, effect.room, list(effect.entries)))
+                self.copies.append(Copy(effect.session, effect.room, effect.ticket, list(effect.entries)))
             case prefill_rooms.StopWriting():
                 next(copy for copy in self.copies if copy.room == effect.room).stopped = True
 
@@ -261,12 +263,12 @@ class World:
             case decode_rooms.Emit():
                 self.decode_events.emit(effect.event)
             case decode_rooms.Grant():
-                assert effect.room not in self.granted
-                self.granted[effect.room] = list(effect.pages)
+                assert effect.ticket not in self.granted
+                self.granted[effect.ticket] = list(effect.pages)
             case decode_rooms.Revoke():
                 if effect.peer != self.session:
-                    self.granted.pop(effect.room, None)  # what a writer that is cut off would run into
-                self.revoking.append(effect.room)
+                    self.granted.pop(effect.ticket, None)  # what a writer that is cut off would run into
+                self.revoking.append(effect)
 
     def do(self, action: str, room: int, size: int) -> None:
         getattr(self, action)(room, size)
@@ -435,7 +437,7 @@ def test_a_room_in_use_is_refused_to_a_second_decode_engine_only() -> None:
     world = World()
     run(world, "announce", "join", "deliver_to_prefill")
     world.prefill.session_opened(99, LAYOUT.num_pages)
-    world.prefill.joined(99, 0)
+    world.prefill.joined(99, wire.Join(0, 7))
     sent = [effect for effect in world.prefill.effects if isinstance(effect, prefill_rooms.Send)]
     assert [(effect.session, type(effect.message)) for effect in sent] == [(99, wire.RoomFailed)]
     world.prefill.effects.clear()
@@ -464,9 +466,9 @@ def test_tombstones_are_bounded() -> None:
         world.prefill.fail(room, 500, "x")
     assert world.prefill.num_rooms == 0
     world.prefill.session_opened(1, 1)
-    world.prefill.joined(1, 0)
+    world.prefill.joined(1, wire.Join(0, 0))
     assert not world.prefill.effects, "the oldest is forgotten"
-    world.prefill.joined(1, MAX_TOMBSTONES + 9)
+    world.prefill.joined(1, wire.Join(MAX_TOMBSTONES + 9, 1))
     assert len(world.prefill.effects) == 1
     world.close()
 
@@ -475,18 +477,19 @@ def test_hostile_messages_are_protocol_errors() -> None:
     world = World()
     run(world, "announce", "join", "deliver_to_prefill")
     with pytest.raises(wire.ProtocolError, match="beyond its pool"):
-        world.prefill.accepted(1, wire.Accept(0, [LAYOUT.num_pages]))
+        world.prefill.accepted(1, wire.Accept(0, 0, [LAYOUT.num_pages]))
     with pytest.raises(wire.ProtocolError, match="PREPARED"):
-        world.prefill.taken(1, 0)
+        world.prefill.taken(1, wire.Taken(0, 0))
     with pytest.raises(wire.ProtocolError, match="JOINING"):
-        world.decode.done(1, wire.Done(0, PrefillResult([], 0, 0, 0, []), 0.0))
+        world.decode.done(1, wire.Done(0, 0, PrefillResult([], 0, 0, 0, []), 0.0))
     with pytest.raises(wire.ProtocolError, match="JOINING"):
-        world.decode.abort_acknowledged(1, wire.AbortAck(0))
+        world.decode.abort_acknowledged(1, wire.AbortAck(0, 0))
     run(world, "deliver_to_decode")
     with pytest.raises(wire.ProtocolError, match="PREPARED"):
-        world.decode.prepared(1, wire.PromptReady(0, 7))
-    world.decode.prepared(2, wire.PromptReady(0, 7))  # another peer does not reach the room
-    world.prefill.accepted(2, wire.Accept(0, [1]))
+        world.decode.prepared(1, wire.PromptReady(0, 0, 7))
+    world.decode.failed(1, wire.RoomFailed(0, 1, 500, "of an earlier use of the number"))
+    world.decode.prepared(2, wire.PromptReady(0, 0, 7))  # another peer does not reach the room
+    world.prefill.accepted(2, wire.Accept(0, 0, [1]))
     world.close()
 
 
@@ -494,10 +497,22 @@ def test_hostile_messages_are_protocol_errors() -> None:
 def test_a_wrong_number_of_pages_fails_the_room(pages: list[int]) -> None:
     world = World()
     run(world, "announce", "join", "deliver_to_prefill")
-    world.prefill.accepted(1, wire.Accept(0, pages))
+    world.prefill.accepted(1, wire.Accept(0, 0, pages))
     failure = last_failure(world, "decode")
     assert failure.status == 500
     assert f"{len(pages)} pages, the prompt needs 2" in failure.message
+    world.close()
+
+
+def test_a_number_announced_again_before_its_end_was_polled_fails_only_the_second() -> None:
+    world = World()
+    run(world, "announce", "fail", "join", "deliver_to_prefill")  # the join hears of the first
+    assert last_failure(world, "decode").message == "prefill failed"
+    run(world, "join", "deliver_to_prefill", "fail", "announce")
+    assert last_failure(world, "decode") == Failed(0, 400, "room 0 is in use by another request")
+    world.do("poll_prefill", 0, 0)
+    assert world.ended["prefill", 0] == world.opened["prefill", 0] == 1
+    assert world.prefill.num_rooms == 0
     world.close()
 
 
@@ -505,4 +520,4 @@ def test_illegal_transitions_raise() -> None:
     with pytest.raises(RuntimeError, match="from JOINED to GRANTED"):
         PrefillRoom(1, PrefillState.JOINED).advance(PrefillState.GRANTED)
     with pytest.raises(RuntimeError, match="from CLOSING to RECEIVING"):
-        DecodeRoom(1, 1, 0.0, DecodeState.CLOSING).advance(DecodeState.RECEIVING)
+        DecodeRoom(1, 0, 1, 0.0, DecodeState.CLOSING).advance(DecodeState.RECEIVING)

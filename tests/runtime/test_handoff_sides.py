@@ -289,14 +289,14 @@ GARBAGE = {
     "empty-frame": frame(b""),
     "no-msgpack": frame(b"\xc1\xc1\xc1"),
     "nested": frame(b"\x91" * 60000),
-    "other-type": wire.frame(wire.Join(1)),
+    "other-type": wire.frame(wire.Join(1, 0)),
     "half-frame": struct.pack("<I", 100) + b"x" * 10,
     "half-length": b"\x05",
     "silence": b"",
-    "join-before-hello": wire.frame(wire.Join(1)) + HELLO,
+    "join-before-hello": wire.frame(wire.Join(1, 0)) + HELLO,
     "hello-twice": HELLO + HELLO,
-    "bad-room": HELLO + frame(msgspec.msgpack.encode({"type": "Join", "room": -1})),
-    "huge-room": HELLO + frame(msgspec.msgpack.encode({"type": "Join", "room": (1 << 64) - 1})),
+    "bad-room": HELLO + frame(msgspec.msgpack.encode({"type": "Join", "room": -1, "ticket": 0})),
+    "huge-room": HELLO + frame(msgspec.msgpack.encode({"type": "Join", "room": (1 << 64) - 1, "ticket": 0})),
     "garbage-after-hello": HELLO + frame(b"\xff" * 100),
     "half-frame-after-hello": HELLO + struct.pack("<I", 100) + b"x" * 10,
 }
@@ -351,7 +351,7 @@ def test_hostile_page_numbers_end_only_that_connection(pair: Pair) -> None:
     hello = wire.frame(wire.Hello(wire.VERSION, pair.backend, LAYOUT, b""))
     with socket.create_connection((HOST, pair.port)) as stranger:
         stranger.settimeout(5)
-        stranger.sendall(hello + wire.frame(wire.Join(5)) + wire.frame(wire.Accept(5, [0, LAYOUT.num_pages])))
+        stranger.sendall(hello + wire.frame(wire.Join(5, 0)) + wire.frame(wire.Accept(5, 0, [0, LAYOUT.num_pages])))
         with contextlib.suppress(ConnectionResetError):
             while stranger.recv(1 << 16):
                 pass
@@ -367,7 +367,7 @@ def test_a_descriptor_that_leads_nowhere_fails_the_room(pair: Pair) -> None:
     pair.prefill.send(5, [1], 0)
     hello = wire.frame(wire.Hello(wire.VERSION, pair.backend, LAYOUT, b"\xc1"))
     with socket.create_connection((HOST, pair.port)) as stranger:
-        stranger.sendall(hello + wire.frame(wire.Join(5)) + wire.frame(wire.Accept(5, [0])))
+        stranger.sendall(hello + wire.frame(wire.Join(5, 0)) + wire.frame(wire.Accept(5, 0, [0])))
         failure = pair.prefill_event(5, Failed)
     assert isinstance(failure, Failed)
     assert (failure.status, "malformed" in failure.message) == (502, True)
@@ -458,7 +458,7 @@ def test_frame_reader_cuts_any_stream() -> None:
 
 def test_a_message_that_is_too_long_is_not_sent() -> None:
     with pytest.raises(ProtocolError, match="at most"):
-        wire.frame(wire.RoomFailed(1, 500, "x" * wire.MAX_FRAME))
+        wire.frame(wire.RoomFailed(1, 0, 500, "x" * wire.MAX_FRAME))
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "inf", "nan"])

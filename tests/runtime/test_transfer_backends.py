@@ -149,7 +149,7 @@ async def test_stop_ends_a_write_early(ends: Ends) -> None:
 async def test_a_double_grant_is_refused(ends: Ends) -> None:
     inbound = ends.receiver.open()
     inbound.grant(5, [4])
-    with pytest.raises(ValueError, match="granted to room 5"):
+    with pytest.raises(ValueError, match="granted to ticket 5"):
         inbound.grant(6, [4])
     with pytest.raises(ValueError, match="does not exist"):
         inbound.grant(6, [PAGES])

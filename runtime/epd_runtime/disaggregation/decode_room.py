@@ -45,6 +45,7 @@ class DecodeRoom:
     """What decode knows of a room. peer: the prefill engine where it is; outcome: its last event, once known."""
 
     room: int
+    ticket: int
     peer: int
     deadline: float
     state: DecodeState = DecodeState.JOINING

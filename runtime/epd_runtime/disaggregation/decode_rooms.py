@@ -19,6 +19,7 @@ No event that ends a room is emitted before its Revoke was answered: whoever get
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -57,10 +58,10 @@ class Emit:
 
 @dataclasses.dataclass(frozen=True)
 class Grant:
-    """Let a prefill engine write into pages."""
+    """Let a prefill engine's writes with this ticket into pages."""
 
     peer: int
-    room: int
+    ticket: int
     pages: Sequence[int]
 
 
@@ -70,6 +71,7 @@ class Revoke:
 
     peer: int
     room: int
+    ticket: int
 
 
 Effect: TypeAlias = Send | Emit | Grant | Revoke
@@ -84,6 +86,7 @@ class DecodeRooms:
         self._waiting_seconds = waiting_seconds
         self._clock = clock
         self._rooms: dict[int, DecodeRoom] = {}
+        self._tickets = itertools.count()
 
     @property
     def num_rooms(self) -> int:
@@ -101,8 +104,9 @@ class DecodeRooms:
         if not 0 <= room < MAX_ROOM:
             self._emit(Failed(room, 400, f"bootstrap_room {room} must be from 0 to 2^63 - 1"))
             return
-        self._rooms[room] = DecodeRoom(room, peer, deadline=self._clock() + self._waiting_seconds)
-        self.effects.append(Send(peer, Join(room)))
+        ticket = next(self._tickets)
+        self._rooms[room] = DecodeRoom(room, ticket, peer, deadline=self._clock() + self._waiting_seconds)
+        self.effects.append(Send(peer, Join(room, ticket)))
 
     def accept(self, room: int, pages: Sequence[int]) -> None:
         """Pages for a prepared room. Ignored when its end is under way."""
@@ -110,8 +114,8 @@ class DecodeRooms:
         if known is None or known.state in (DecodeState.ABORTING, DecodeState.CLOSING):
             return
         known.advance(DecodeState.RECEIVING)
-        self.effects.append(Grant(known.peer, room, pages))
-        self.effects.append(Send(known.peer, Accept(room, list(pages))))
+        self.effects.append(Grant(known.peer, known.ticket, pages))
+        self.effects.append(Send(known.peer, Accept(room, known.ticket, list(pages))))
 
     def abort(self, room: int, status: int, message: str) -> None:
         """Leave a room; nothing if it has ended or its end is under way."""
@@ -120,13 +124,13 @@ class DecodeRooms:
             return
         known.advance(DecodeState.ABORTING)
         known.outcome = Failed(room, status, message)
-        self.effects.append(Send(known.peer, Abort(room, status, message)))
+        self.effects.append(Send(known.peer, Abort(room, known.ticket, status, message)))
 
     # --- from prefill engines -------------------------------------------------------------------------------------
 
     def prepared(self, peer: int, message: PromptReady) -> None:
         """Prefill's half is there; raises ProtocolError when it was already."""
-        known = self._live(peer, message.room)
+        known = self._live(peer, message)
         if known is None or known.state is DecodeState.ABORTING:
             return
         if known.state is not DecodeState.JOINING:
@@ -136,22 +140,22 @@ class DecodeRooms:
 
     def done(self, peer: int, message: Done) -> None:
         """Every page is written; raises ProtocolError when none was granted. While ABORTING the AbortAck follows."""
-        known = self._live(peer, message.room)
+        known = self._live(peer, message)
         if known is None or known.state is DecodeState.ABORTING:
             return
         if known.state is not DecodeState.RECEIVING:
             raise ProtocolError(f"Done for room {known.room}, which is {known.state.name}")
-        self.effects.append(Send(peer, Taken(known.room)))
+        self.effects.append(Send(peer, Taken(known.room, known.ticket)))
         self._close(known, Received(known.room, message.result, message.started))
 
     def failed(self, peer: int, message: RoomFailed) -> None:
         """Prefill has ended the room and writes no more."""
-        if (known := self._live(peer, message.room)) is not None:
+        if (known := self._live(peer, message)) is not None:
             self._close(known, known.outcome or Failed(known.room, message.status, message.message))
 
     def abort_acknowledged(self, peer: int, message: AbortAck) -> None:
         """Prefill writes no more; raises ProtocolError when it was not asked."""
-        if (known := self._live(peer, message.room)) is None:
+        if (known := self._live(peer, message)) is None:
             return
         if known.outcome is None:
             raise ProtocolError(f"AbortAck for room {known.room}, which is {known.state.name}")
@@ -188,13 +192,14 @@ class DecodeRooms:
     def _emit(self, event: DecodeEvent) -> None:
         self.effects.append(Emit(event))
 
-    def _live(self, peer: int, room: int) -> DecodeRoom | None:
-        """A room at that peer which can still hear from it."""
-        known = self._rooms.get(room)
-        live = known is not None and known.peer == peer and known.state is not DecodeState.CLOSING
-        return known if live else None
+    def _live(self, peer: int, message: PromptReady | Done | RoomFailed | AbortAck) -> DecodeRoom | None:
+        """The room that a message is about, if it can still hear from that peer."""
+        known = self._rooms.get(message.room)
+        if known is None or (known.peer, known.ticket) != (peer, message.ticket):
+            return None
+        return known if known.state is not DecodeState.CLOSING else None
 
     def _close(self, room: DecodeRoom, outcome: Received | Failed) -> None:
         room.outcome = outcome
         room.advance(DecodeState.CLOSING)
-        self.effects.append(Revoke(room.peer, room.room))
+        self.effects.append(Revoke(room.peer, room.room, room.ticket))

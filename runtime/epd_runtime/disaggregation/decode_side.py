@@ -99,9 +99,12 @@ class DecodeSide:
             raise ValueError(f"accept() for room {room} names a page outside the pool of {self._layout.num_pages}")
         self._input(self._rooms.accept, room, list(pages))
 
-    def abort(self, room: int) -> None:
-        """Leave; one Failed event follows once no write can reach the pages any more."""
-        self._input(self._rooms.abort, room, 499, "decode left the room: its client closed the request, or it failed")
+    def abort(self, room: int, status: int = 499, message: str = "decode left the room") -> None:
+        """Leave; status and message are for prefill's client.
+
+        One Failed event follows once no write can reach the pages any more.
+        """
+        self._input(self._rooms.abort, room, status, message)
 
     def poll(self) -> list[DecodeEvent]:
         """Events since the last call."""
@@ -266,9 +269,9 @@ class DecodeSide:
             case Send():
                 self._send(self._peers.get(effect.peer), effect.message)
             case Grant():
-                self._peers[effect.peer].inbound.grant(effect.room, effect.pages)
+                self._peers[effect.peer].inbound.grant(effect.ticket, effect.pages)
             case Revoke():
-                self._revoke(self._peers[effect.peer], effect.room)
+                self._revoke(self._peers[effect.peer], effect)
             case Emit():
                 self._count(effect.event)
                 self._events.emit(effect.event)
@@ -281,15 +284,15 @@ class DecodeSide:
         else:
             peer.waiting.append(message)
 
-    def _revoke(self, peer: _Peer, room: int) -> None:
+    def _revoke(self, peer: _Peer, effect: Revoke) -> None:
         """Ask the backend until no write can reach the room's pages."""
-        if peer.inbound.revoke(room):
-            self._rooms.revoked(room)
+        if peer.inbound.revoke(effect.ticket):
+            self._rooms.revoked(effect.room)
         else:
-            self._thread.loop.call_later(REVOKE_SECONDS, self._revoke_again, peer, room)
+            self._thread.loop.call_later(REVOKE_SECONDS, self._revoke_again, peer, effect)
 
-    def _revoke_again(self, peer: _Peer, room: int) -> None:
-        self._revoke(peer, room)
+    def _revoke_again(self, peer: _Peer, effect: Revoke) -> None:
+        self._revoke(peer, effect)
         self._perform()
 
     def _count(self, event: DecodeEvent) -> None:

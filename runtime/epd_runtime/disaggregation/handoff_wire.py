@@ -12,6 +12,10 @@ one msgpack message of at most MAX_FRAME bytes (MAX_HELLO before the two know ea
     Abort      decode leaves the room                 AbortAck    the room has ended; prefill writes no more
     Ping       every second                           Ping        every second
 
+A room number may be used again as soon as it has ended on one side, while messages of its earlier use are still on
+their way. So decode draws a ticket for each join; every message about a room carries it, and so does every write. A
+message with another ticket than the room's present one is ignored.
+
 After its Join a room hears, in this order: at most one Prepared, then at most one Done, then possibly RoomFailed or
 AbortAck; Done answered by Taken, RoomFailed and AbortAck are ends. Messages cross: either side ignores one for a room
 that it does not know (any more). A message that fits no crossing is a ProtocolError and ends the connection.
@@ -33,6 +37,7 @@ MAX_ROOM = 1 << 63  # rooms are below
 _LENGTH = struct.Struct("<I")
 
 Room = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM - 1)]
+Ticket = Room
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 
@@ -53,12 +58,14 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """Decode has its half of the request."""
 
     room: Room
+    ticket: Ticket
 
 
 class Accept(msgspec.Struct, frozen=True, tag=True):
     """Pages of decode's pool, in the order of the prompt; granted until the room ends."""
 
     room: Room
+    ticket: Ticket
     pages: list[Count]
 
 
@@ -66,12 +73,14 @@ class Taken(msgspec.Struct, frozen=True, tag=True):
     """Answer to Done: the pages belong to decode's request now."""
 
     room: Room
+    ticket: Ticket
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """Decode leaves; status and message are for prefill's client."""
 
     room: Room
+    ticket: Ticket
     status: int
     message: str
 
@@ -97,6 +106,7 @@ class PromptReady(msgspec.Struct, frozen=True, tag="Prepared"):
     """Prefill has its half; its prompt has num_tokens tokens."""
 
     room: Room
+    ticket: Ticket
     num_tokens: Count
 
 
@@ -104,6 +114,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """Every page is written. started: time.time() at prefill when the first one was on its way."""
 
     room: Room
+    ticket: Ticket
     result: PrefillResult
     started: float
 
@@ -112,6 +123,7 @@ class RoomFailed(msgspec.Struct, frozen=True, tag=True):
     """Prefill cannot serve the room; nothing is written into its pages any more."""
 
     room: Room
+    ticket: Ticket
     status: int
     message: str
 
@@ -120,6 +132,7 @@ class AbortAck(msgspec.Struct, frozen=True, tag=True):
     """Answer to Abort: nothing is written into the room's pages any more."""
 
     room: Room
+    ticket: Ticket
 
 
 ToPrefill: TypeAlias = Join | Accept | Taken | Abort | Ping

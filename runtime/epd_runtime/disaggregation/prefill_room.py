@@ -52,12 +52,13 @@ class PageError(ValueError):
 
 @dataclasses.dataclass
 class PrefillRoom:
-    """What prefill knows of a room. session: the decode engine that joined."""
+    """What prefill knows of a room. session: the decode engine that joined, by which ticket."""
 
     room: int
     state: PrefillState
     num_tokens: int = 0
     session: int | None = None
+    ticket: int = 0
     deadline: float = float("inf")
     result: PrefillResult | None = None
     is_writing: bool = False

@@ -33,9 +33,11 @@ from epd_runtime.disaggregation.handoff_wire import (
     AbortAck,
     Accept,
     Done,
+    Join,
     PromptReady,
     ProtocolError,
     RoomFailed,
+    Taken,
     ToDecode,
 )
 from epd_runtime.disaggregation.prefill_room import PageError, PrefillRoom, PrefillState
@@ -43,6 +45,7 @@ from epd_runtime.disaggregation.tombstones import Tombstone, Tombstones
 from epd_runtime.transfer.base import Entry
 
 MAX_ROOMS = 65536
+_IN_USE = "room {} is in use by another request"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Write:
 
     session: int
     room: int
+    ticket: int
     entries: list[Entry]
 
 
@@ -137,14 +141,21 @@ class PrefillRooms:
             if 0 <= room < MAX_ROOM and self._tombstones.get(room) is None:
                 self._bury(failure, for_decode=True)
         elif known.state is PrefillState.JOINED:
-            self._end_joined(known, RoomFailed(room, status, message))
+            self._end_joined(known, RoomFailed(room, known.ticket, status, message))
         else:
             self._stop(known, failure)
 
     def fail_announced(self, room: int, status: int, message: str) -> None:
-        """End a room that was announced; nothing if it has ended meanwhile."""
-        if (known := self._rooms.get(room)) is not None:
+        """End a room that was announced; nothing if it has ended meanwhile, and the number waits for its next use."""
+        known = self._rooms.get(room)
+        if known is not None and known.state is not PrefillState.JOINED:
             self._stop(known, Failed(room, status, message))
+
+    def announced_twice(self, room: int) -> None:
+        """A number in use was announced again: it ends for both. If the first has just ended, only for the second."""
+        self.fail_announced(room, 400, _IN_USE.format(room))
+        if (known := self._rooms.get(room)) is None or known.state is PrefillState.JOINED:
+            self.fail(room, 400, _IN_USE.format(room))
 
     # --- from decode engines --------------------------------------------------------------------------------------
 
@@ -163,25 +174,26 @@ class PrefillRooms:
             else:
                 self._stop(room, failure)
 
-    def joined(self, session: int, room: int) -> None:
+    def joined(self, session: int, message: Join) -> None:
         """Decode's half of a room is here."""
+        room = message.room
         tombstone = self._tombstones.get(room)
         known = self._rooms.get(room)
         if tombstone is not None:
-            self._join_over(session, tombstone)
+            self._join_over(session, message, tombstone)
         elif known is not None and known.state is PrefillState.ANNOUNCED:
-            known.session, known.deadline = session, float("inf")
+            known.session, known.ticket, known.deadline = session, message.ticket, float("inf")
             self._prepared(known)
         elif known is not None:
-            self._refuse(session, room, 400, f"room {room} is in use by another request")
+            self._refuse(session, message, 400, _IN_USE.format(room))
         elif len(self._rooms) >= MAX_ROOMS:
-            self._refuse(session, room, 503, f"prefill has {MAX_ROOMS} rooms; retry later")
+            self._refuse(session, message, 503, f"prefill has {MAX_ROOMS} rooms; retry later")
         else:
-            self._rooms[room] = PrefillRoom(room, PrefillState.JOINED, session=session)
+            self._rooms[room] = PrefillRoom(room, PrefillState.JOINED, session=session, ticket=message.ticket)
 
     def accepted(self, session: int, message: Accept) -> None:
         """Decode has granted pages; raises ProtocolError on pages that it does not have."""
-        known = self._joined_by(session, message.room)
+        known = self._joined_by(session, message)
         if known is None or known.state is PrefillState.STOPPING:
             return
         if known.state is not PrefillState.PREPARED:
@@ -196,30 +208,30 @@ class PrefillRooms:
         known.advance(PrefillState.GRANTED)
         self._continue(known)
 
-    def taken(self, session: int, room: int) -> None:
+    def taken(self, session: int, message: Taken) -> None:
         """Decode's answer to Done; raises ProtocolError when there was none."""
-        known = self._joined_by(session, room)
+        known = self._joined_by(session, message)
         if known is None or known.state is PrefillState.STOPPING:
             return
         if known.state is not PrefillState.DELIVERED:
-            raise ProtocolError(f"Taken for room {room}, which is {known.state.name}")
+            raise ProtocolError(f"Taken for room {known.room}, which is {known.state.name}")
         known.advance(PrefillState.ENDED)
-        self._emit(Sent(room))
-        del self._rooms[room]
+        self._emit(Sent(known.room))
+        del self._rooms[known.room]
 
     def aborted(self, session: int, message: Abort) -> None:
         """Decode leaves a room. Unknown: it has ended here, and decode is about to read so."""
-        known = self._joined_by(session, message.room)
+        known = self._joined_by(session, message)
         if known is None:
             return
         failure = Failed(known.room, message.status, message.message)
         if known.state is PrefillState.JOINED:
             self._bury(failure, for_decode=False)
-            self._end_joined(known, AbortAck(known.room))
+            self._end_joined(known, AbortAck(known.room, known.ticket))
         elif known.state is PrefillState.STOPPING:
             return  # the last word that waits for the write to end answers the Abort as well
         else:
-            self._stop(known, failure, AbortAck(known.room))
+            self._stop(known, failure, AbortAck(known.room, known.ticket))
 
     # --- from the workers and the clock ---------------------------------------------------------------------------
 
@@ -257,14 +269,17 @@ class PrefillRooms:
         live = known is not None and known.state not in (PrefillState.JOINED, PrefillState.STOPPING)
         return known if live else None
 
-    def _joined_by(self, session: int, room: int) -> PrefillRoom | None:
-        known = self._rooms.get(room)
-        return known if known is not None and known.session == session else None
+    def _joined_by(self, session: int, message: Accept | Taken | Abort) -> PrefillRoom | None:
+        """The room that a message of its decode engine is about; None if that has ended."""
+        known = self._rooms.get(message.room)
+        if known is None or (known.session, known.ticket) != (session, message.ticket):
+            return None
+        return known
 
     def _prepared(self, room: PrefillRoom) -> None:
         assert room.session is not None
         room.advance(PrefillState.PREPARED)
-        self.effects.append(Send(room.session, PromptReady(room.room, room.num_tokens)))
+        self.effects.append(Send(room.session, PromptReady(room.room, room.ticket, room.num_tokens)))
 
     def _continue(self, room: PrefillRoom) -> None:
         """Write what is ready, one write at a time; when nothing more will come, deliver."""
@@ -278,7 +293,7 @@ class PrefillRooms:
                 self._stop(room, Failed(room.room, 500, str(error)))
                 return
             room.is_writing = True
-            self.effects.append(Write(room.session, room.room, entries))
+            self.effects.append(Write(room.session, room.room, room.ticket, entries))
         elif room.result is not None:
             self._deliver(room, room.session, room.result)
 
@@ -289,7 +304,7 @@ class PrefillRooms:
             return
         room.advance(PrefillState.DELIVERED)
         assert room.started is not None
-        self.effects.append(Send(session, Done(room.room, result, room.started)))
+        self.effects.append(Send(session, Done(room.room, room.ticket, result, room.started)))
 
     def _stop(self, room: PrefillRoom, failure: Failed, answer: AbortAck | None = None) -> None:
         """End a room that the scheduler knows, as soon as nobody writes."""
@@ -298,7 +313,7 @@ class PrefillRooms:
         if room.state is PrefillState.ANNOUNCED:
             self._bury(failure, for_decode=True)
         room.failure = failure
-        room.last_word = answer or RoomFailed(failure.room, failure.status, failure.message)
+        room.last_word = answer or RoomFailed(room.room, room.ticket, failure.status, failure.message)
         room.advance(PrefillState.STOPPING)
         if room.is_writing:
             self.effects.append(StopWriting(room.room))
@@ -320,8 +335,8 @@ class PrefillRooms:
         if last_word is not None:
             self.effects.append(Send(room.session, last_word))
 
-    def _refuse(self, session: int, room: int, status: int, message: str) -> None:
-        self.effects.append(Send(session, RoomFailed(room, status, message)))
+    def _refuse(self, session: int, join: Join, status: int, message: str) -> None:
+        self.effects.append(Send(session, RoomFailed(join.room, join.ticket, status, message)))
 
     def _bury(self, failure: Failed, *, for_decode: bool) -> None:
         self._tombstones.put(failure, self._clock(), for_decode=for_decode)
@@ -335,12 +350,12 @@ class PrefillRooms:
             self._tombstones.remove(room)
             self._emit(tombstone.failure)
 
-    def _join_over(self, session: int, tombstone: Tombstone) -> None:
+    def _join_over(self, session: int, join: Join, tombstone: Tombstone) -> None:
         """Decode comes after its prefill half has failed; or another request uses the number of one that left."""
         failure = tombstone.failure
         if tombstone.for_decode:
             self._tombstones.remove(failure.room)
-            self._refuse(session, failure.room, failure.status, failure.message)
+            self._refuse(session, join, failure.status, failure.message)
         else:
             message = f"room {failure.room} was used by a request that left; use a new number"
-            self._refuse(session, failure.room, 400, message)
+            self._refuse(session, join, 400, message)

@@ -80,7 +80,7 @@ class PrefillSide:
         if self._events.open(room):
             self._input(self._rooms.announce, room, num_tokens)
         else:
-            self._input(self._rooms.fail_announced, room, 400, f"room {room} was announced twice")
+            self._input(self._rooms.announced_twice, room)
 
     def send(self, room: int, pages: Sequence[int], first: int) -> None:
         """Pages of the own pool that are complete."""
@@ -178,11 +178,11 @@ class PrefillSide:
     def _message(self, session: int, message: wire.ToPrefill) -> None:
         match message:
             case wire.Join():
-                self._rooms.joined(session, message.room)
+                self._rooms.joined(session, message)
             case wire.Accept():
                 self._rooms.accepted(session, message)
             case wire.Taken():
-                self._rooms.taken(session, message.room)
+                self._rooms.taken(session, message)
             case wire.Abort():
                 self._rooms.aborted(session, message)
             case wire.Ping():
@@ -226,7 +226,7 @@ class PrefillSide:
                 if (session := self._sessions.get(effect.session)) is not None:
                     session.link.send(effect.message)
             case Write():
-                job = self._jobs[effect.room] = Job(effect.room, effect.entries)
+                job = self._jobs[effect.room] = Job(effect.room, effect.ticket, effect.entries)
                 if (session := self._sessions.get(effect.session)) is not None:
                     session.writer.submit(job)
                 else:

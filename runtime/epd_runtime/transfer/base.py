@@ -8,16 +8,18 @@ batches of coalesced (source, destination, length) entries, and completion is a 
     Backend.open_receiver(pool, …) ─▶ Receiver
     Receiver.open() ─▶ Inbound, one per writer
         Inbound.descriptor  ─── control connection ──▶ Backend.connect(pool, descriptor) ─▶ Connection
-        Inbound.grant(room, pages)                     Connection.write(entries, room, …)
-        Inbound.revoke(room) ─▶ True: nobody writes
+        Inbound.grant(ticket, pages)                     Connection.write(entries, ticket, …)
+        Inbound.revoke(ticket) ─▶ True: nobody writes
+
+A ticket is the number under which pages are granted; its owner never uses one twice.
 
 Invariants, for every implementation:
 
 - When `write` returns, all bytes are in the destination, or `stop()` said to leave early; either way nothing of that
   call is under way any more. When it raises TransferError the connection is spent: close it, connect again.
-- A write outside the pages granted to its room changes no memory and fails.
-- After `revoke(room)` has returned True no write of the room can change memory, not even by a writer that is stopped,
-  partitioned or hostile within its means. False means: not known yet, ask again. The owner frees pages only after True.
+- A write outside the pages granted to its ticket changes no memory and fails.
+- After `revoke(ticket)` has returned True no write of the ticket can change memory, not even by a writer that was
+  stopped or cut off and continues. False means: not known yet, ask again. The owner frees pages only after True.
 - Every wait inside `write` has a deadline that counts from the last progress, not from the start.
 
 Threads: a Receiver and its Inbounds belong to the event loop that started them; a Connection belongs to one worker
@@ -75,16 +77,16 @@ class Inbound(abc.ABC):
         """All that the writer needs to connect; a secret between the two engines."""
 
     @abc.abstractmethod
-    def grant(self, room: int, pages: Sequence[int]) -> None:
-        """Let the room's writes into these pages; raises ValueError on a page that is granted or does not exist."""
+    def grant(self, ticket: int, pages: Sequence[int]) -> None:
+        """Let the ticket's writes into these pages; raises ValueError on a page that is granted or does not exist."""
 
     @abc.abstractmethod
-    def revoke(self, room: int) -> bool:
-        """Take the room's grant back; True once no write of it can change memory. Idempotent; unknown rooms: True."""
+    def revoke(self, ticket: int) -> bool:
+        """Take the ticket's grant back; True once no write of it can change memory. Unknown tickets: True."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Forget the writer. Revoke every room first."""
+        """Forget the writer. Revoke every ticket first."""
 
 
 class Receiver(abc.ABC):
@@ -107,7 +109,7 @@ class Connection(abc.ABC):
     """The writer's end."""
 
     @abc.abstractmethod
-    def write(self, entries: Sequence[Entry], room: int, stop: Callable[[], bool]) -> None:
+    def write(self, entries: Sequence[Entry], ticket: int, stop: Callable[[], bool]) -> None:
         """Copy all entries, blocking; leaves early, in order, once stop() is true. Raises TransferError."""
 
     @abc.abstractmethod

@@ -3,14 +3,14 @@
 A write cannot be intercepted by the memory's owner, so both sides keep to a protocol that holds even when the writer is
 stopped for any time at any instruction:
 
-    writer, for every chunk                            owner, to revoke a room
-      lock the chunk's byte range of the pool            write 0 into the room's entries of the grant table
-      look into the grant table: still the room's?       try to lock the room's ranges: who holds a lock may copy
+    writer, for every chunk                            owner, to revoke a ticket
+      lock the chunk's byte range of the pool            write 0 into the ticket's entries of the grant table
+      look into the grant table: still the ticket's?     try to lock the ticket's ranges: who holds a lock may copy
       copy                                               got them: nobody copies, and who locks later sees the 0
       unlock                                             else: not quiet yet, ask again
 
 The locks are the kernel's (open file description locks): they go when their process dies. A writer stopped in the
-middle of a copy keeps its room's pages from being freed until it continues or dies, which is what must happen.
+middle of a copy keeps its ticket's pages from being freed until it continues or dies, which is what must happen.
 
 Each writer has a grant table of its own, which it maps read-only; it starts with a secret of the descriptor, so that
 memory of the right size that belongs to somebody else is told apart. Both sides must run as the same user on the same
@@ -121,22 +121,22 @@ class ShmInbound(Inbound):
             )
         )
 
-    def grant(self, room: int, pages: Sequence[int]) -> None:
+    def grant(self, ticket: int, pages: Sequence[int]) -> None:
         """See Inbound."""
-        self._table.grant(room, pages)
+        self._table.grant(ticket, pages)
 
-    def revoke(self, room: int) -> bool:
-        """False as long as the writer is in the middle of a chunk of the room."""
-        if pages := self._table.revoke(room):
+    def revoke(self, ticket: int) -> bool:
+        """False as long as the writer is in the middle of a chunk of the ticket."""
+        if pages := self._table.revoke(ticket):
             pairs = [(page, page) for page in sorted(pages)]
-            self._draining[room] = coalesce(pairs, self._receiver.page_bytes)
-        ranges = self._draining.get(room, [])
+            self._draining[ticket] = coalesce(pairs, self._receiver.page_bytes)
+        ranges = self._draining.get(ticket, [])
         while ranges:
             if not _lock(self._receiver.lock_fd, fcntl.F_WRLCK, ranges[-1].destination, ranges[-1].nbytes):
                 return False
             _lock(self._receiver.lock_fd, fcntl.F_UNLCK, ranges[-1].destination, ranges[-1].nbytes)
             ranges.pop()
-        self._draining.pop(room, None)
+        self._draining.pop(ticket, None)
         return True
 
     def close(self) -> None:
@@ -170,14 +170,16 @@ class ShmConnection(Connection):
         self._source = np.frombuffer(pool, np.uint8)
         self._destination = np.frombuffer(self._memory, np.uint8)
 
-    def write(self, entries: Sequence[Entry], room: int, stop: Callable[[], bool]) -> None:
+    def write(self, entries: Sequence[Entry], ticket: int, stop: Callable[[], bool]) -> None:
         """Copy entries; numpy releases the interpreter's lock meanwhile."""
         for source, destination, nbytes in chunks(entries):
             if stop():
                 return
             with self._locked(destination, nbytes):
-                if not permits(self._owners, self._page_bytes, room, destination, nbytes):
-                    raise TransferError(f"room {room} has no grant for bytes {destination} to {destination + nbytes}")
+                if not permits(self._owners, self._page_bytes, ticket, destination, nbytes):
+                    raise TransferError(
+                        f"ticket {ticket} has no grant for bytes {destination} to {destination + nbytes}"
+                    )
                 self._destination[destination : destination + nbytes] = self._source[source : source + nbytes]
 
     def interrupt(self) -> None:

@@ -49,7 +49,7 @@ class TcpConnection(Connection):
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._send([MAGIC + descriptor.token])
 
-    def write(self, entries: Sequence[Entry], room: int, stop: Callable[[], bool]) -> None:
+    def write(self, entries: Sequence[Entry], ticket: int, stop: Callable[[], bool]) -> None:
         """Send all entries and wait until the receiver has them."""
         gathered: list[Buffer] = []
         size = 0
@@ -57,12 +57,12 @@ class TcpConnection(Connection):
             if stop():
                 break
             payload = self._pool[entry.source : entry.source + entry.nbytes]
-            gathered += [pack_header(Header(room, entry.destination, entry.nbytes, checksum(payload))), payload]
+            gathered += [pack_header(Header(ticket, entry.destination, entry.nbytes, checksum(payload))), payload]
             size += entry.nbytes
             if size >= _GATHER_BYTES or len(gathered) >= _GATHER_BUFFERS:
                 self._send(gathered)
                 gathered, size = [], 0
-        gathered.append(pack_header(Header(room, 0, 0, 0)))
+        gathered.append(pack_header(Header(ticket, 0, 0, 0)))
         self._send(gathered)
         self._await_ack()
 

@@ -2,7 +2,7 @@
 
 States of a data connection: PREAMBLE (who writes?) → HEADER (where does it belong?) ⇄ PAYLOAD (read into
 place). What is wrong closes that connection, with a line in the log, and nothing else: an unknown token, a
-preamble that does not come in time, a range that is not granted to the room. A wrong checksum leaves the stream
+preamble that does not come in time, a range that is not granted to the ticket. A wrong checksum leaves the stream
 intact and is only reported.
 
 All of it runs on one event loop, where a read and the memory it goes to are chosen in one step. A revoked range
@@ -106,16 +106,16 @@ class TcpInbound(Inbound):
         """TcpDescriptor in msgpack."""
         return self._descriptor
 
-    def grant(self, room: int, pages: Sequence[int]) -> None:
+    def grant(self, ticket: int, pages: Sequence[int]) -> None:
         """See Inbound."""
-        self._table.grant(room, pages)
+        self._table.grant(ticket, pages)
 
-    def revoke(self, room: int) -> bool:
-        """Closes a connection that is in the middle of the room's pages; others stay."""
-        self._table.revoke(room)
+    def revoke(self, ticket: int) -> bool:
+        """Closes a connection that is in the middle of the ticket's pages; others stay."""
+        self._table.revoke(ticket)
         for connection in list(self.connections):
-            if connection.is_inside(room):
-                connection.abort(f"room {room} ended in the middle of a write", logging.INFO)
+            if connection.is_inside(ticket):
+                connection.abort(f"ticket {ticket} ended in the middle of a write", logging.INFO)
         return True
 
     def close(self) -> None:
@@ -175,9 +175,9 @@ class _DataConnection(asyncio.BufferedProtocol):
             self._corrupt |= checksum(self._target) != self._header.checksum
             self._expect_header()
 
-    def is_inside(self, room: int) -> bool:
-        """Whether the next byte would be written into pages of the room."""
-        return self._state is self.State.PAYLOAD and self._header.room == room
+    def is_inside(self, ticket: int) -> bool:
+        """Whether the next byte would be written into pages of the ticket."""
+        return self._state is self.State.PAYLOAD and self._header.ticket == ticket
 
     def abort(self, reason: str, level: int = logging.WARNING) -> None:
         """Close at once; nothing is read any more."""
@@ -223,8 +223,10 @@ class _DataConnection(asyncio.BufferedProtocol):
             self._corrupt = False
             self._expect_header()
             return
-        if not permits(self._inbound.owners, self._receiver.page_bytes, header.room, header.offset, header.nbytes):
-            self.abort(f"room {header.room} has no grant for bytes {header.offset} to {header.offset + header.nbytes}")
+        if not permits(self._inbound.owners, self._receiver.page_bytes, header.ticket, header.offset, header.nbytes):
+            self.abort(
+                f"ticket {header.ticket} has no grant for bytes {header.offset} to {header.offset + header.nbytes}"
+            )
             return
         self._header = header
         self._state = self.State.PAYLOAD

@@ -1,7 +1,7 @@
 """What travels on a data connection of the tcp backend. Little-endian, fixed sizes, no pickle.
 
     writer → receiver   PREAMBLE: magic, token of the Inbound. Then any number of
-                        HEADER: room, destination offset, length, checksum; then that many bytes
+                        HEADER: ticket, destination offset, length, checksum; then that many bytes
                         HEADER with length 0: everything so far is to be acknowledged
     receiver → writer   one byte for each such request: ACK_OK, or ACK_CORRUPT if a checksum since the last one
     was wrong
@@ -33,7 +33,7 @@ _HEADER = struct.Struct("<QQQQ")
 class Header(NamedTuple):
     """What follows, and where it belongs; offset and nbytes in bytes."""
 
-    room: int
+    ticket: int
     offset: int
     nbytes: int
     checksum: int

@@ -25,6 +25,7 @@ class Job:
     """Entries of one room; `stopped` may be set from any thread to end the write early."""
 
     room: int
+    ticket: int
     entries: list[Entry]
     stopped: bool = False
 
@@ -78,7 +79,7 @@ class Writer:
     def _write(self, job: Job) -> str | None:
         try:
             if not job.stopped:
-                self._connected().write(job.entries, job.room, lambda: job.stopped)
+                self._connected().write(job.entries, job.ticket, lambda: job.stopped)
         except TransferError as error:
             self._drop()
             return str(error)
