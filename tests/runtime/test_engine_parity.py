@@ -42,9 +42,9 @@ def generate(folder: Path, prompts: list[list[int]], lengths: list[int], chunk: 
     model = load_language_model(config, folder, CPU, torch.float32, 2048, None)
     size = page_bytes(config, torch.float32, PAGE)
     layout = KVLayout("test", "float32", PAGE, size, PAGES)
-    garbage = torch.full((PAGES * size // 4,), 1e4)  # finite: unwritten places must not matter
+    garbage = torch.full((PAGES * size // 4,), float("nan"))  # what an earlier owner left must not matter
     allocator = PageAllocator(PAGES)
-    scheduler = Scheduler(Limits(2048, PAGE, 8, chunk, frozenset()), allocator)
+    scheduler = Scheduler(Limits(2048, PAGE, 8, chunk, frozenset(), 10**6), allocator)
     runner = ModelRunner(model, KVPool(layout, config, torch.float32, garbage.view(torch.uint8)), CPU)
     for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         scheduler.add(Request(GenerateRequest(str(index), prompt, SamplingParams(length, temperature=0.0))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from epd_runtime.engine.request import NO_TOKEN
 from epd_runtime.engine.sampler import sample, uniform
 from epd_runtime.messages import SamplingParams
 
@@ -62,3 +63,33 @@ def test_uniform_is_a_function_of_seed_and_index() -> None:
     assert uniform(3, 4) == uniform(3, 4)
     assert len({uniform(seed, index) for seed in range(30) for index in range(30)}) == 900
     assert all(0.0 <= uniform(-seed, seed) < 1.0 for seed in range(100))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-320, 100.0])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_extreme_temperatures_give_a_token(temperature: float, scale: float) -> None:
+    tokens = sample(
+        (LOGITS * scale).expand(20, -1), [SamplingParams(1, temperature, seed=s) for s in range(20)], [0] * 20
+    )
+    assert all(0 <= token < 4 for token in tokens)
+    if temperature < 1 <= scale:
+        assert set(tokens) == {0}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_not_finite_harms_only_itself(bad: float, temperature: float) -> None:
+    logits = LOGITS.repeat(3, 1)
+    logits[1] = bad
+    tokens = sample(logits, [SamplingParams(1, temperature, top_k=1)] * 3, [0] * 3)
+    assert tokens == [0, NO_TOKEN, 0]
+
+
+def test_one_nan_among_numbers_is_noticed() -> None:
+    logits = LOGITS.clone()
+    logits[0, 2] = float("nan")
+    assert sample(logits, [SamplingParams(1, 1.0)], [0]) == [NO_TOKEN]
+
+
+def test_a_tiny_top_p_keeps_the_largest() -> None:
+    assert set(draw(100, temperature=1.0, top_p=1e-30)) == {0}

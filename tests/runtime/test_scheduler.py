@@ -16,7 +16,7 @@ EOS = 1
 
 
 def make(pages: int = 16, running: int = 4, chunk: int = 32) -> Scheduler:
-    return Scheduler(Limits(128, 8, running, chunk, frozenset({EOS})), PageAllocator(pages))
+    return Scheduler(Limits(128, 8, running, chunk, frozenset({EOS}), 100), PageAllocator(pages))
 
 
 def ask(rid: str, prompt: int, new: int, images: int = 0, **sampling: object) -> Request:

@@ -28,10 +28,11 @@ class ForwardBatch:
     positions: Tensor  # int64 [tokens], or [3, tokens] with M-RoPE
     write_pages: Tensor  # int64 [tokens] page that receives the token's KV
     write_slots: Tensor  # int64 [tokens] place inside that page
+    begun_pages: Tensor  # int64 [n] pages whose unwritten slots attention will read, masked: they must hold zeros
     logit_rows: Tensor  # int64 [sampled sequences] rows whose next token is wanted
     prefills: tuple[Sequence, ...]
     decode_rows: Tensor | None  # int64 [decodes] rows of one-token sequences; None when there are none
-    decode_pages: Tensor | None  # int64 [decodes, max_pages], padded with page 0
+    decode_pages: Tensor | None  # int64 [decodes, max_pages], padded with a page of the same sequence
     decode_mask: Tensor | None  # bool [decodes, 1, 1, max_pages * page_size]
     image_rows: Tensor | None = None  # int64 [n] rows that take an image embedding instead of a token's
     image_embeddings: Tensor | None = None  # [n, hidden]

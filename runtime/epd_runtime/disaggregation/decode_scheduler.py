@@ -3,11 +3,14 @@
 A request joins its room at prefill, waits for the prompt's length (JOINING), queues for pages (QUEUED), grants
 them to prefill (RECEIVING) and decodes once everything has arrived. Pages that prefill may still write into are
 freed only after the handoff says that the room is over.
+
+Prefill is not trusted: a request names its address, so it may be anybody. What it says about a prompt is checked before
+it can cost memory or reach a step that other requests share.
 """
 
 from __future__ import annotations
 
-from epd_runtime.disaggregation.handoff import DecodeHandoff, Failed, Prepared, Received
+from epd_runtime.disaggregation.handoff import DecodeHandoff, Failed, PrefillResult, Prepared, Received
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State
@@ -36,11 +39,23 @@ class DecodeScheduler(Scheduler):
         self._rooms[request.room] = request
         self._handoff.join(request.room, request.bootstrap.host, request.bootstrap.port)
 
-    def refuse_room(self, bootstrap: Bootstrap) -> None:
+    def abort(self, rid: str) -> None:
+        """The client left: prefill's half must end too."""
+        if (request := self.requests.get(rid)) is not None:
+            self._leave_room(request, 499, "the client closed the request")
+        super().abort(rid)
+
+    def fail(self, rid: str, status: int, message: str) -> None:
+        """End a request on both sides."""
+        if (request := self.requests.get(rid)) is not None:
+            self._leave_room(request, status, message)
+        super().fail(rid, status, message)
+
+    def refuse_room(self, bootstrap: Bootstrap, status: int, message: str) -> None:
         """A request was refused before it reached the engine: prefill's half must not wait for us."""
         if bootstrap.room not in self._rooms and bootstrap.room not in self._orphaned_pages:
             self._handoff.join(bootstrap.room, bootstrap.host, bootstrap.port)
-            self._handoff.abort(bootstrap.room)
+            self._handoff.abort(bootstrap.room, status, message)
 
     def poll_handoff(self) -> None:
         """Take what happened to the rooms since the last call."""
@@ -56,7 +71,7 @@ class DecodeScheduler(Scheduler):
                 self.allocator.free(self._orphaned_pages.pop(event.room, []))
 
     def _prepared(self, request: Request, num_tokens: int) -> None:
-        request.input_ids = [0] * num_tokens  # only the length counts until the result brings the tokens
+        request.prompt_length = num_tokens
         if self._fits(request):
             self._enqueue(request)
 
@@ -64,8 +79,8 @@ class DecodeScheduler(Scheduler):
         del self._rooms[request.room]
         self._num_receiving -= 1
         result = event.result
-        if len(result.input_ids) != request.prompt_length:
-            self.fail(request.rid, 500, "prefill sent a prompt of another length than it announced")
+        if (problem := self._problem(request, result)) is not None:
+            self.fail(request.rid, 502, f"prefill sent a wrong result: {problem}")
             return
         request.input_ids = result.input_ids
         request.position_delta = result.position_delta
@@ -84,7 +99,17 @@ class DecodeScheduler(Scheduler):
         if (request := self._rooms.pop(event.room, None)) is not None:
             if request.state is State.RECEIVING:
                 self._num_receiving -= 1
-            super().fail(request.rid, event.status, event.message)
+            self.fail(request.rid, event.status, event.message)
+
+    def _problem(self, request: Request, result: PrefillResult) -> str | None:
+        """Why a result cannot be continued; None if it can."""
+        if len(result.input_ids) != request.prompt_length:
+            return f"{len(result.input_ids)} tokens, but {request.prompt_length} were announced"
+        if not 0 <= result.first_token < self.limits.vocab_size:
+            return f"first_token {result.first_token} is not in the vocabulary of {self.limits.vocab_size}"
+        if not -request.prompt_length <= result.position_delta <= 0:
+            return f"position_delta {result.position_delta} moves positions out of the context"
+        return None
 
     def _num_active(self) -> int:
         return len(self.running) + self._num_receiving
@@ -95,13 +120,11 @@ class DecodeScheduler(Scheduler):
         prompt_pages = -(-request.prompt_length // self.limits.page_size)
         self._handoff.accept(request.room, request.pages[:prompt_pages])
 
-    def _release(self, request: Request) -> None:
-        """Leave the room first: pages that prefill may write into outlive the request."""
+    def _leave_room(self, request: Request, status: int, message: str) -> None:
+        """Keep the pages that prefill may still write into until the room is over."""
         if self._rooms.get(request.room) is request:
             del self._rooms[request.room]
             if request.state is State.RECEIVING:
                 self._num_receiving -= 1
-                self._orphaned_pages[request.room] = request.pages
-                request.pages = []
-            self._handoff.abort(request.room)
-        super()._release(request)
+                self._orphaned_pages[request.room] = request.disown_pages()
+            self._handoff.abort(request.room, status, message)

@@ -11,7 +11,7 @@ file descriptor becomes readable when events wait, so an idle scheduler can slee
     finish(room, result)      ─────────▶  event Received(room, result)      pages are complete
     event Sent(room)
     fail(room, status, message) ───────▶  event Failed(room, …)
-    event Failed(room, …)     ◀─────────  abort(room)
+    event Failed(room, …)     ◀─────────  abort(room, status, message)
 
 Every room ends with exactly one event on each side: Sent or Failed for prefill, Received or Failed for decode.
 When decode sees that event, nobody writes into the room's pages any more: they may be freed at once.
@@ -106,8 +106,8 @@ class DecodeHandoff(Protocol):
 
     def join(self, room: int, host: str, port: int) -> None: ...
     def accept(self, room: int, pages: Sequence[int]) -> None: ...
-    def abort(self, room: int) -> None:
-        """Leave; one Failed event follows once no write can reach the pages any more."""
+    def abort(self, room: int, status: int = 499, message: str = "decode left the room") -> None:
+        """Leave, and tell prefill's client why; one Failed event follows once no write can reach the pages any more."""
 
     def poll(self) -> list[DecodeEvent]: ...
     def fileno(self) -> int: ...

@@ -21,7 +21,7 @@ class PrefillScheduler(Scheduler):
         super().__init__(limits, allocator)
         self._handoff = handoff
         self._rooms: dict[int, Request] = {}
-        self._pages_sent: dict[int, int] = {}  # room -> pages handed to the transfer
+        self._pages_sent: dict[str, int] = {}  # request -> pages handed to the transfer
 
     def add(self, request: Request) -> None:
         """Take a request and tell decode how long its prompt is."""
@@ -32,7 +32,7 @@ class PrefillScheduler(Scheduler):
         self._rooms[request.room] = request
         super().add(request)
         if request.state is not State.FINISHED:
-            self._pages_sent[request.room] = 0
+            self._pages_sent[request.rid] = 0
             self._handoff.announce(request.room, request.prompt_length)
 
     def abort(self, rid: str) -> None:
@@ -74,15 +74,16 @@ class PrefillScheduler(Scheduler):
     def _chunk_done(self, request: Request) -> None:
         complete = request.num_computed == request.prompt_length
         ready = len(request.pages) if complete else request.num_computed // self.limits.page_size
-        first = self._pages_sent[request.room]
+        first = self._pages_sent[request.rid]
         if ready > first:
             self._handoff.send(request.room, request.pages[first:ready], first)
-            self._pages_sent[request.room] = ready
+            self._pages_sent[request.rid] = ready
 
     def _token_sampled(self, request: Request) -> None:
         request.end_stage("prefill")
         self.running.remove(request)
         request.advance(State.SENDING)
+        request.forget_prompt_inputs()
         self._handoff.finish(
             request.room,
             PrefillResult(
@@ -110,5 +111,5 @@ class PrefillScheduler(Scheduler):
         self._release(request)
 
     def _release(self, request: Request) -> None:
-        self._pages_sent.pop(request.room, None)
+        self._pages_sent.pop(request.rid, None)
         super()._release(request)

@@ -28,7 +28,7 @@ class BatchBuilder:
         """One flat batch; works keep their order."""
         starts = np.cumsum([0] + [item.num_tokens for item in work])
         index = [np.arange(item.request.num_computed, item.request.num_computed + item.num_tokens) for item in work]
-        pages = [np.asarray(item.request.pages, dtype=np.int64) for item in work]
+        pages = [item.request.page_table for item in work]
         write_pages = np.concatenate([own[i // self._page_size] for own, i in zip(pages, index, strict=True)])
         write_slots = np.concatenate(index) % self._page_size
         single = [row for row, item in enumerate(work) if item.num_tokens == 1]
@@ -39,6 +39,7 @@ class BatchBuilder:
             positions=self._tensor(self._positions(work, index)),
             write_pages=self._tensor(write_pages),
             write_slots=self._tensor(write_slots),
+            begun_pages=self._tensor(self._begun_pages(work, pages)),
             logit_rows=self._tensor(
                 np.array([starts[row + 1] - 1 for row, item in enumerate(work) if item.samples], dtype=np.int64)
             ),
@@ -57,6 +58,16 @@ class BatchBuilder:
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device, non_blocking=True)
 
+    def _begun_pages(self, work: SequenceOf[Work], pages: list[Ints]) -> Ints:
+        """Pages that this batch starts and does not fill."""
+        begun = []
+        for item, own in zip(work, pages, strict=True):
+            first = item.request.num_computed
+            page, used_slots = divmod(first + item.num_tokens, self._page_size)
+            if used_slots and first <= page * self._page_size:
+                begun.append(own[page])
+        return np.array(begun, dtype=np.int64)
+
     def _prefill(self, item: Work, pages: Ints, start: int) -> Sequence:
         kv_len = item.request.num_computed + item.num_tokens
         return Sequence(start, item.num_tokens, kv_len, self._tensor(pages[: -(-kv_len // self._page_size)]))
@@ -64,15 +75,20 @@ class BatchBuilder:
     def _decode_pages(
         self, work: SequenceOf[Work], pages: list[Ints], single: list[int]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Pages of one-token sequences, padded to the longest, and the mask of tokens that exist."""
+        """Pages of one-token sequences, padded to the longest, and the mask of tokens that exist.
+
+        The padding is a page of the sequence itself: masked values still meet arithmetic, and 0 times another
+        request's NaN is NaN.
+        """
         if not single:
             return None, None
         lengths = np.array([work[row].request.num_computed + 1 for row in single])
-        widest = int(-(-lengths.max() // self._page_size))
-        table = np.zeros((len(single), widest), dtype=np.int64)
-        for place, row in enumerate(single):
-            own = pages[row][:widest]
-            table[place, : len(own)] = own
+        counts = -(-lengths // self._page_size)
+        widest = int(counts.max())
+        table = np.empty((len(single), widest), dtype=np.int64)
+        for place, (row, count) in enumerate(zip(single, counts, strict=True)):
+            table[place, :count] = pages[row][:count]
+            table[place, count:] = pages[row][0]
         mask = np.arange(widest * self._page_size) < lengths[:, None]
         return self._tensor(table), torch.from_numpy(mask[:, None, None, :]).to(self._device)
 

@@ -84,6 +84,7 @@ class LanguageLoop:
             server.max_running_requests,
             server.chunked_prefill_size,
             frozenset(placement.config.eos_token_ids),
+            placement.config.text.vocab_size,
         )
         self._handoff: PrefillSide | DecodeSide | None = None
         nbytes = self._layout.num_pages * self._layout.page_bytes
@@ -96,19 +97,22 @@ class LanguageLoop:
         self._memory = allocate_pool(backend, nbytes)
         self._storage = torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
         if server.role is Role.PREFILL:
-            port = server.disaggregation_bootstrap_port
-            try:
-                prefill = PrefillSide(self._layout, self._memory.buffer, server.bind_host, port, backend)
-            except OSError as error:
-                raise StartError(
-                    f"cannot listen on {server.bind_host}:{port} for decode workers ({error.strerror}); "
-                    "choose another --disaggregation-bootstrap-port"
-                ) from None
-            self._handoff = prefill
+            self._handoff = prefill = self._open_prefill_side(server)
             return PrefillScheduler(limits, self._allocator, prefill)
         decode = DecodeSide(self._layout, self._memory.buffer, advertised_address(server.host), backend)
         self._handoff = decode
         return DecodeScheduler(limits, self._allocator, decode)
+
+    def _open_prefill_side(self, server: ServerConfig) -> PrefillSide:
+        """Listen for decode workers; raises StartError naming the flag when the port is taken."""
+        host, port = server.bind_host, server.disaggregation_bootstrap_port
+        try:
+            return PrefillSide(self._layout, self._memory.buffer, host, port, server.disaggregation_transfer_backend)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} for decode workers ({error.strerror}); "
+                "choose another --disaggregation-bootstrap-port"
+            ) from None
 
     def ready(self) -> EngineReady:
         """What the API process hears first."""
@@ -153,10 +157,9 @@ class LanguageLoop:
             self._refuse_room(message)
 
     def _refuse_room(self, message: FailRoom) -> None:
-        if isinstance(self._scheduler, PrefillScheduler):
+        """The other leg must hear that this one will not come; without a handoff there is no other leg."""
+        if isinstance(self._scheduler, PrefillScheduler | DecodeScheduler):
             self._scheduler.refuse_room(message.bootstrap, message.status, message.message)
-        elif isinstance(self._scheduler, DecodeScheduler):
-            self._scheduler.refuse_room(message.bootstrap)
 
     def _add(self, request: Request) -> None:
         if request.rid in self._scheduler.requests:

@@ -20,12 +20,15 @@ class ModelRunner:
     def __init__(self, model: LanguageModel, pool: KVPool, device: torch.device) -> None:
         num_axes = 3 if model.config.mrope_section else 1
         self._model = model
+        self._pool = pool
         self._attention = ReferenceAttention(pool)
         self._builder = BatchBuilder(pool.layout.page_size, device, num_axes)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[int]:
-        """Compute a step; returns the next token of every work that samples, in order."""
-        logits = self._model(self._builder.build(work), self._attention)
+        """Compute a step; returns the next token of every work that samples, in order (NO_TOKEN: none valid)."""
+        batch = self._builder.build(work)
+        self._pool.clear(batch.begun_pages)
+        logits = self._model(batch, self._attention)
         sampling = [item.request for item in work if item.samples]
         return sample(logits, [one.sampling for one in sampling], [len(one.output_ids) for one in sampling])

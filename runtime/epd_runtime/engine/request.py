@@ -11,6 +11,8 @@ import numpy.typing as npt
 from epd_runtime.engine.state import State, advance
 from epd_runtime.messages import GenerateRequest, ImageInput, SamplingParams, Span
 
+NO_PAGES: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+NO_TOKEN = -1  # a sampled token that does not exist: the logits were not finite
 TO_END_OF_CONTEXT = -1  # max_new_tokens: as many as the context allows
 
 
@@ -20,6 +22,7 @@ class Request:
     def __init__(self, message: GenerateRequest) -> None:
         self.rid = message.rid
         self.input_ids = message.input_ids
+        self.prompt_length = len(message.input_ids)  # tokens; a decode worker learns it before the tokens themselves
         self.sampling: SamplingParams = message.sampling
         self.images: list[ImageInput] = message.images
         self.positions: npt.NDArray[np.int32] | None = None  # [3, prompt]
@@ -34,6 +37,7 @@ class Request:
         self.output_ids: list[int] = []
         self.num_computed = 0  # tokens whose KV is in pages
         self.pages: list[int] = []
+        self.page_table: npt.NDArray[np.int64] = NO_PAGES  # pages, as every step needs them
         self.max_new_tokens = 0  # resolved against the context once the prompt's length is known
         self.finish_reason: str | None = None
         self.matched_stop: int | None = None
@@ -47,14 +51,9 @@ class Request:
         return self.bootstrap.room
 
     @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.input_ids)
-
-    @property
     def total_length(self) -> int:
         """Tokens of prompt and answer so far."""
-        return len(self.input_ids) + len(self.output_ids)
+        return self.prompt_length + len(self.output_ids)
 
     @property
     def has_all_images(self) -> bool:
@@ -64,6 +63,19 @@ class Request:
     def advance(self, state: State) -> None:
         """Change state; an illegal change raises."""
         self.state = advance(self.state, state)
+
+    def own_pages(self, pages: list[int]) -> None:
+        """Take pages from the allocator."""
+        self.pages, self.page_table = pages, np.asarray(pages, dtype=np.int64)
+
+    def disown_pages(self) -> list[int]:
+        """Give the pages up to the caller, who frees them or keeps them from being reused."""
+        pages, self.pages, self.page_table = self.pages, [], NO_PAGES
+        return pages
+
+    def forget_prompt_inputs(self) -> None:
+        """The prompt is in the KV cache: its images and positions are never read again, and they are large."""
+        self.images, self.embeddings, self.positions = [], [], None
 
     def resolve_max_new_tokens(self, context_length: int) -> None:
         """Bound the answer by the context, now that the prompt's length is known."""

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from epd_runtime.engine.request import NO_TOKEN
 from epd_runtime.messages import SamplingParams
+
+MIN_TEMPERATURE = 1e-10  # below it float32 overflows; the distribution is greedy long before
 
 
 def uniform(seed: int, index: int) -> float:
@@ -23,21 +26,29 @@ def uniform(seed: int, index: int) -> float:
 
 
 def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
-    """Next tokens for logits [rows, vocab] float32; indices are the positions of these tokens in their answers."""
-    tokens = logits.argmax(dim=-1)
+    """Next tokens for logits [rows, vocab] float32; indices are the positions of these tokens in their answers.
+
+    NO_TOKEN for a row with NaN or infinity as its largest logit: a broken request must not end others of its batch.
+    """
+    largest, tokens = logits.max(dim=-1)  # NaN counts as the largest
+    valid = largest.isfinite()
     random_rows = [row for row, one in enumerate(params) if one.temperature > 0.0]
     if random_rows:
         chosen = [params[row] for row in random_rows]
         draws = [uniform(params[row].seed, indices[row]) for row in random_rows]
-        tokens[random_rows] = _sample_rows(logits[random_rows], chosen, draws)
-    result: list[int] = tokens.tolist()
+        centred = (logits[random_rows] - largest[random_rows, None]).nan_to_num()
+        tokens[random_rows] = _sample_rows(centred, chosen, draws)
+    result: list[int] = tokens.masked_fill(~valid, NO_TOKEN).tolist()
     return result
 
 
 def _sample_rows(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> Tensor:
-    """Inverse of the cumulative distribution over tokens sorted by probability, cut by top_k, then by top_p."""
+    """Inverse of the cumulative distribution over tokens sorted by probability, cut by top_k, then by top_p.
+
+    logits are finite with 0 as the largest of a row, so that no temperature makes them overflow upwards.
+    """
     device, vocab = logits.device, logits.shape[-1]
-    temperature = torch.tensor([one.temperature for one in params], device=device)
+    temperature = torch.tensor([max(one.temperature, MIN_TEMPERATURE) for one in params], device=device)
     top_p = torch.tensor([one.top_p for one in params], device=device)
     top_k = torch.tensor([one.top_k if one.top_k > 0 else vocab for one in params], device=device)
     sorted_logits, order = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)

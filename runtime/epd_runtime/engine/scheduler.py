@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from epd_runtime.engine.request import Request
+from epd_runtime.engine.request import NO_TOKEN, Request
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.pool import PageAllocator
 from epd_runtime.messages import RequestFailed, TokenOutput
@@ -27,6 +27,7 @@ class Limits:
     max_running_requests: int
     chunked_prefill_size: int
     eos_token_ids: frozenset[int]
+    vocab_size: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Scheduler:
         return decodes + chunks
 
     def commit(self, work: Sequence[Work], tokens: Sequence[int]) -> None:
-        """Account for a finished step; tokens are those of the works that sample, in order."""
+        """Account for a finished step; tokens are those of the works that sample, in order (NO_TOKEN: none valid)."""
         sampled = iter(tokens)
         for item in work:
             request, samples = item.request, item.samples
@@ -131,8 +132,16 @@ class Scheduler:
             if request.state is State.PREFILL:
                 self._chunk_done(request)
             if samples:
-                request.append_token(next(sampled), self.limits.eos_token_ids)
-                self._token_sampled(request)
+                self._take_token(request, next(sampled))
+
+    def _take_token(self, request: Request, token: int) -> None:
+        if token == NO_TOKEN:
+            self.fail(
+                request.rid, 500, "the model computed no valid probabilities for the next token (NaN or infinity)"
+            )
+            return
+        request.append_token(token, self.limits.eos_token_ids)
+        self._token_sampled(request)
 
     def has_work(self) -> bool:
         """Whether another step can compute something now."""
@@ -144,7 +153,7 @@ class Scheduler:
             request = self.queued.popleft()
             pages = self.allocator.allocate(self._pages_needed(request))
             assert pages is not None
-            request.pages = pages
+            request.own_pages(pages)
             self._admitted(request)
 
     def _can_admit(self, request: Request) -> bool:
@@ -175,6 +184,7 @@ class Scheduler:
         if request.state is State.PREFILL:
             request.end_stage("prefill")
             request.advance(State.DECODE)
+            request.forget_prompt_inputs()
         self._report(request)
 
     def _report(self, request: Request) -> None:
@@ -205,7 +215,6 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         request.advance(State.FINISHED)
-        self.allocator.free(request.pages)
-        request.pages = []
-        request.embeddings = []
+        self.allocator.free(request.disown_pages())
+        request.forget_prompt_inputs()
         del self.requests[request.rid]

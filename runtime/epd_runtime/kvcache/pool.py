@@ -26,6 +26,10 @@ class KVPool:
             layout.num_pages, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
         )
 
+    def clear(self, pages: Tensor) -> None:
+        """Zero pages (int64 [n]) of all layers: nothing of their former owner, such as NaN, is left in them."""
+        self._tensor.index_fill_(0, pages, 0)
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each a view [pages, page_size, kv_heads, head_dim]."""
         return self._tensor[:, index, 0], self._tensor[:, index, 1]
