@@ -1,4 +1,4 @@
-"""The decode scheduler alone: hostile prefill engines, refusals that reach both legs, pages in every order of events."""
+"""The decode scheduler alone: hostile prefill engines, refusals on both legs, pages in every order of events."""
 
 from __future__ import annotations
 

@@ -11,10 +11,15 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epd_runtime.disaggregation import embedding_receiver as receiver_module
 from epd_runtime.disaggregation import embedding_wire as wire
 from epd_runtime.disaggregation.embedding_receiver import MAX_PARKED, EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder import delivery as delivery_module
 from epd_runtime.encoder.delivery import Delivery
+from epd_runtime.messages import Span
+
+NESTED = b"\x82\xa1x" + b"\x91" * 60000 + b"\x90\xa7version\x01"
+WRONG_UTF8 = b"\x81\xaarequest_id\xa2\xff\xfe"
 
 
 def header(payload: bytes, request_id: str = "r", part: int = 0, **changes: object) -> wire.EmbeddingHeader:
@@ -72,6 +77,10 @@ def test_garbage_is_answered_with_an_error_and_harms_nobody(context: zmq.Context
         [wire.encode(header(payload, version=99)), payload], [wire.encode(header(payload, num_rows=10**9)), payload],
         [wire.encode(header(payload, checksum=1)), payload], [wire.encode(header(payload, dtype="object")), payload],
         [wire.encode(header(payload, num_rows=-8)), payload],
+        [wire.encode(header(payload, num_rows=2**64 - 1, hidden=2**64 - 1)), payload],
+        [wire.encode(header(payload, sent_at=float("nan"))), payload],
+        [wire.encode(header(payload, spans=[Span("encode", 0.0, float("inf"))])), payload],
+        [NESTED, payload], [WRONG_UTF8, payload], [wire.encode(header(payload, "r" * wire.MAX_HEADER)), payload],
     ]  # fmt: skip
     for frames in bad:
         attacker.send_multipart(frames)
@@ -97,10 +106,126 @@ def test_a_receiver_that_is_not_there_is_reported(
     assert delivery.num_waiting == 0
 
 
+@pytest.fixture
+def stranger(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """A receiver that is somebody else's."""
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.RCVTIMEO, 5000)
+    return socket
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[b""], [b"garbage"], [NESTED], [WRONG_UTF8], [wire.encode(wire.EmbeddingAck("r", 0)), b"more"], [b"\x83" * 10]],
+    ids=["empty", "garbage", "nested", "utf8", "frames", "short"],
+)
+def test_a_receiver_that_answers_nonsense_fails_its_own_parts_only(
+    context: zmq.Context[zmq.Socket[bytes]], stranger: zmq.Socket[bytes], answer: list[bytes]
+) -> None:
+    port = stranger.bind_to_random_port("tcp://127.0.0.1")
+    receiver = EmbeddingReceiver("127.0.0.1", lambda: None)
+    delivery = Delivery(context, zmq.Poller())
+    bad: list[str] = []
+    good: list[str] = []
+    payload = b"x" * 64
+    delivery.send(f"tcp://127.0.0.1:{port}", header(payload), memoryview(payload), bad.append)
+    delivery.send(f"tcp://127.0.0.1:{port}", header(payload, part=1), memoryview(payload), bad.append)
+    stranger.send_multipart([stranger.recv_multipart()[0], *answer])
+    wait_until(lambda: delivery.poll() or len(bad) == 2)
+    assert all("is not a receiver of embeddings" in error for error in bad)
+    delivery.send(f"tcp://127.0.0.1:{receiver.port}", header(payload), memoryview(payload), good.append)
+    wait_until(lambda: delivery.poll() or good == [""])
+    receiver.close()
+
+
+def test_the_same_part_twice_is_answered_twice(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    receiver = EmbeddingReceiver("127.0.0.1", lambda: None)
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    payload = b"x" * 64
+    for name in ("first", "second"):
+        delivery.send(
+            f"tcp://127.0.0.1:{receiver.port}",
+            header(payload),
+            memoryview(payload),
+            lambda error, name=name: results.append(f"{name}{error}"),  # type: ignore[misc]
+        )
+    wait_until(lambda: delivery.poll() or len(results) == 2)
+    assert results == ["first", "second"]
+    receiver.close()
+
+
+def test_a_part_whose_header_cannot_be_read_fails_with_the_reason(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    receiver = EmbeddingReceiver("127.0.0.1", lambda: None)
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    payload = b"x" * 64
+    delivery.send(
+        f"tcp://127.0.0.1:{receiver.port}",
+        header(payload, "r" * wire.MAX_HEADER),
+        memoryview(payload),
+        results.append,
+    )
+    delivery.send(f"tcp://127.0.0.1:{receiver.port}", header(payload), memoryview(payload), results.append)
+    wait_until(lambda: delivery.poll() or len(results) == 2)
+    assert "header of" in results[0]
+    assert results[1] == ""
+    receiver.close()
+
+
+def test_a_slow_receiver_that_makes_progress_is_not_given_up(
+    context: zmq.Context[zmq.Socket[bytes]], stranger: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "ACK_SECONDS", 0.5)
+    port = stranger.bind_to_random_port("tcp://127.0.0.1")
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    for part in range(4):
+        delivery.send(f"tcp://127.0.0.1:{port}", header(b"x" * 8, part=part), memoryview(b"x" * 8), results.append)
+    for part in range(4):
+        sender = stranger.recv_multipart()[0]
+        time.sleep(0.2)
+        delivery.poll()
+        stranger.send_multipart([sender, wire.encode(wire.EmbeddingAck("r", part))])
+        wait_until(lambda part=part: delivery.poll() or len(results) == part + 1)  # type: ignore[misc]
+    assert results == [""] * 4
+
+
+def test_a_flood_is_refused_and_then_taken_again(
+    context: zmq.Context[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver_module, "MAX_WAITING_BYTES", 200)
+    receiver = EmbeddingReceiver("127.0.0.1", lambda: None)
+    delivery = Delivery(context, zmq.Poller())
+    results: list[str] = []
+    url, payload = f"tcp://127.0.0.1:{receiver.port}", b"x" * 64
+    for part in range(5):
+        delivery.send(url, header(payload, part=part), memoryview(payload), results.append)
+    wait_until(lambda: delivery.poll() or len(results) == 5)
+    assert results == ["", "", "", receiver_module.OVERLOADED, receiver_module.OVERLOADED]
+    assert len(receiver.take()) == 3
+    delivery.send(url, header(payload, part=4), memoryview(payload), results.append)
+    wait_until(lambda: delivery.poll() or len(results) == 6)
+    assert results[-1] == ""
+    receiver.close()
+
+
 @given(st.binary(max_size=200), st.binary(max_size=64))
-def test_random_headers_never_crash(frame: bytes, payload: bytes) -> None:
+def test_random_frames_never_crash(frame: bytes, payload: bytes) -> None:
     with pytest.raises(wire.WireError):
-        wire.decode_header(frame, memoryview(payload))
+        wire.check_part(wire.decode_header(frame), memoryview(payload))
+    with pytest.raises(wire.WireError):
+        wire.decode_ack(frame)
+
+
+def test_parking_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver_module, "MAX_PARKED_BYTES", 250)
+    parking = Parking()
+    for name in ("a", "b", "b", "c"):
+        parking.put(Part(header(b"", request_id=name), memoryview(b"x" * 100), arrived=0.0))
+    assert [len(parking.take(name, 1)) for name in "abc"] == [0, 1, 1]
+    parking.put(Part(header(b"", request_id="d"), memoryview(b"x" * 250), arrived=0.0))
+    assert len(parking) == 1
 
 
 def test_parking_is_bounded_and_expires() -> None:

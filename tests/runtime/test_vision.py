@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_runner_batches_shares_and_isolates_bad_images(
 
     def submit(name: str, data: bytes, content: str) -> None:
         image = ImageInput(content, (1, 4, 4), 0, 4, data)
-        runner.submit(image, lambda encoded: results.__setitem__(name, encoded))
+        runner.submit(image, lambda encoded: results.__setitem__(name, encoded), lambda: True)
 
     submit("one", picture(56, 56, 1), "one")
     submit("again", picture(56, 56, 1), "one")
@@ -141,7 +142,67 @@ def test_runner_batches_shares_and_isolates_bad_images(
     assert results["one"].embedding is not None
     assert results["one"].embedding.shape == (4, 24)
     assert "cannot be decoded" in results["bad"].error
+    assert results["bad"].status == 400
     assert results["two"].embedding is not None
     assert runner.num_pending == 0
     submit("cached", b"", "one")
     assert results["cached"].embedding is results["one"].embedding
+
+
+def drain(runner: VisionRunner, seconds: float = 20.0) -> None:
+    """Step until nothing is pending."""
+    deadline = time.monotonic() + seconds
+    while runner.num_pending:
+        assert time.monotonic() < deadline, "an image never ended"
+        runner.step()
+        time.sleep(0.002)
+
+
+def test_an_image_that_the_tower_cannot_take_fails_alone(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = towers[1]
+    forward = tower.forward
+
+    def limited(pixels: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        if len(grids) > 1 or grids[0][2] > 4:
+            raise RuntimeError("out of memory")
+        return forward(pixels, grids)
+
+    monkeypatch.setattr(tower, "forward", limited)
+    runner = VisionRunner(tower, Path("/nonexistent"), CPU, 8, 1 << 26, 1 << 20, lambda: None)
+    results: dict[str, Encoded] = {}
+    for name, width in (("small", 4), ("large", 6), ("other", 4)):
+        image = ImageInput(name, (1, 4, width), 0, width, picture(14 * width, 56))
+        runner.submit(image, lambda encoded, name=name: results.__setitem__(name, encoded), lambda: True)  # type: ignore[misc]
+    drain(runner)
+    assert results["small"].embedding is not None
+    assert results["other"].embedding is not None
+    assert (results["large"].status, results["large"].error) == (500, "the vision tower failed: out of memory")
+
+
+def test_images_that_nobody_wants_any_more_cost_nothing(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower],
+) -> None:
+    runner = VisionRunner(towers[1], Path("/nonexistent"), CPU, 8, 1 << 26, 1 << 20, lambda: None)
+    called: list[str] = []
+    image = ImageInput("left", (1, 4, 4), 0, 4, picture(56, 56))
+    runner.submit(image, lambda _: called.append("left"), lambda: False)
+    drain(runner)
+    assert called == []
+    assert runner.cache.nbytes == 0
+
+
+def test_an_image_dropped_by_one_client_and_wanted_by_the_next_is_computed(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower],
+) -> None:
+    looked = threading.Event()
+    runner = VisionRunner(towers[1], Path("/nonexistent"), CPU, 8, 1 << 26, 1 << 20, looked.set)
+    called: list[Encoded] = []
+    image = ImageInput("shared", (1, 4, 4), 0, 4, picture(56, 56))
+    runner.submit(image, lambda _: None, lambda: False)
+    assert looked.wait(20), "the thread has not looked at the image"
+    runner.submit(image, called.append, lambda: True)
+    drain(runner)
+    assert len(called) == 1
+    assert called[0].embedding is not None

@@ -2,8 +2,8 @@
 
     EncodeRequest → (decode, patch in threads) → ViT batch → Delivery → EncodeDone | RequestFailed
 
-Every EncodeRequest ends with exactly one answer. Aborting one only forgets it: its image may serve others from
-the cache.
+Every EncodeRequest ends with exactly one answer, unless it is aborted: then it is forgotten, and its image is not
+computed if nobody else wants it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ class EncoderLoop:
             for message in self._channel.receive():
                 if isinstance(message, EncodeRequest):
                     self._open[message.rid] = message
-                    self._vision.submit(message.image, functools.partial(self._encoded, message))
+                    self._vision.submit(
+                        message.image,
+                        functools.partial(self._encoded, message),
+                        functools.partial(self._open.__contains__, message.rid),
+                    )
                 elif isinstance(message, AbortRequest):
                     self._open.pop(message.rid, None)
             if self._vision.has_work():
@@ -93,7 +97,7 @@ class EncoderLoop:
         if request.rid not in self._open:
             return
         if encoded.embedding is None:
-            self._finish(request, RequestFailed(request.rid, 400, encoded.error))
+            self._finish(request, RequestFailed(request.rid, encoded.status, encoded.error))
             return
         rows = encoded.embedding.cpu().contiguous()
         payload = memoryview(rows.view(torch.uint8).numpy().data).cast("B")

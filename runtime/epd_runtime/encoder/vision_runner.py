@@ -3,8 +3,12 @@
     submit(image) ──▶ threads decode and patch ──▶ ready ──▶ step(): one ViT pass over up to max_batch images
     ──▶ results
 
-Equal images in flight are computed once (single flight), images seen before come from the cache. A bad image
-fails alone. The owner's loop calls `step()`; `wake` is called, from a thread, when that is worth it.
+Equal images in flight are computed once (single flight), images seen before come from the cache. The owner's loop calls
+`step()`; `wake` is called, from a thread, when that is worth it.
+
+Failure cases: a file that cannot be decoded fails alone with 400. When the tower fails on a batch, its images are tried
+one by one, so that one too many for the memory fails alone, with 500. An image that nobody wants any more, because
+clients left, is dropped before it costs anything; its callbacks are not called.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,23 +38,41 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """An image's embedding [num_tokens, hidden] and when it was computed; or why there is none."""
+    """An image's embedding [num_tokens, hidden] and when it was computed; or why there is none.
+
+    status is the HTTP status of an error: 400 when the file is at fault, 500 when this engine is.
+    """
 
     embedding: Tensor | None
     spans: list[Span]
     error: str = ""
+    status: int = 400
 
 
-Callback = Callable[[Encoded], None]  # called from step()
+Callback = Callable[[Encoded], None]  # called from submit() or step()
+IsWanted = Callable[[], bool]  # called from any thread; never true again once it was false
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Job:
     image: ImageInput
-    callbacks: list[Callback]
-    submitted: float
+    submitted: float  # time.time()
+    waiters: list[tuple[Callback, IsWanted]]
     patches: npt.NDArray[np.uint8] | None = None
+    embedding: Tensor | None = None
     error: str = ""
+    status: int = 400
+
+    @property
+    def key(self) -> str:
+        return _key(self.image)
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(is_wanted() for _, is_wanted in self.waiters.copy())
+
+    def fail(self, status: int, error: str) -> None:
+        self.status, self.error = status, error
 
 
 class VisionRunner:
@@ -79,16 +100,16 @@ class VisionRunner:
         self._wake = wake
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="preprocess")
 
-    def submit(self, image: ImageInput, callback: Callback) -> None:
-        """Encode an image; the callback runs in a later step(), or now if the cache has it."""
+    def submit(self, image: ImageInput, callback: Callback, is_wanted: IsWanted) -> None:
+        """Encode an image while is_wanted(); the callback runs in a later step(), or now if the cache has it."""
         key = _key(image)
         now = time.time()
         if (cached := self.cache.get(key)) is not None:
             callback(Encoded(cached, [Span("encode", now, now)]))
         elif (job := self._jobs.get(key)) is not None:
-            job.callbacks.append(callback)
+            job.waiters.append((callback, is_wanted))
         else:
-            job = self._jobs[key] = _Job(image, [callback], now)
+            job = self._jobs[key] = _Job(image, now, [(callback, is_wanted)])
             self._threads.submit(self._preprocess, job)
 
     @property
@@ -102,28 +123,46 @@ class VisionRunner:
 
     def step(self) -> None:
         """Run one batch of the images that are ready and call their callbacks."""
-        jobs = [self._ready.popleft() for _ in range(min(len(self._ready), self._max_batch))]
-        good = [job for job in jobs if job.patches is not None]
-        results: dict[int, Any] = {}
-        if good:
-            try:
-                results = dict(zip(map(id, good), self._encode(good), strict=True))
-            except Exception as error:
-                log.exception("the vision tower failed on a batch of %d images", len(good))
-                for job in good:
-                    job.error = f"the vision tower failed: {error}"
+        jobs = self._take_batch()
+        self._encode([job for job in jobs if job.patches is not None])
         now = time.time()
         for job in jobs:
-            del self._jobs[_key(job.image)]
-            embedding = results.get(id(job))
-            if embedding is not None:
-                self.cache.put(_key(job.image), embedding)
-            encoded = Encoded(embedding, [Span("encode", job.submitted, now)], job.error)
-            for callback in job.callbacks:
+            del self._jobs[job.key]
+            if job.embedding is not None:
+                self.cache.put(job.key, job.embedding)
+            encoded = Encoded(job.embedding, [Span("encode", job.submitted, now)], job.error, job.status)
+            for callback, _ in job.waiters:
                 callback(encoded)
 
+    def _take_batch(self) -> list[_Job]:
+        """Up to max_batch ready jobs that somebody wants."""
+        batch: list[_Job] = []
+        while self._ready and len(batch) < self._max_batch:
+            job = self._ready.popleft()
+            if not job.is_wanted:
+                del self._jobs[job.key]
+            elif job.patches is None and not job.error:  # the thread passed it over, then somebody else submitted it
+                self._threads.submit(self._preprocess, job)
+            else:
+                batch.append(job)
+        return batch
+
+    def _encode(self, jobs: list[_Job]) -> None:
+        """Give every job its embedding or its error."""
+        try:
+            for job, embedding in zip(jobs, self._forward(jobs) if jobs else [], strict=True):
+                job.embedding = embedding
+            return
+        except Exception as error:
+            log.exception("the vision tower failed on a batch of %d images", len(jobs))
+            if len(jobs) == 1:
+                jobs[0].fail(500, f"the vision tower failed: {error}")
+                return
+        for job in jobs:  # not inside the handler, whose exception keeps the tensors of the failed pass alive
+            self._encode([job])
+
     @torch.inference_mode()
-    def _encode(self, jobs: list[_Job]) -> list[Tensor]:
+    def _forward(self, jobs: list[_Job]) -> list[Tensor]:
         patches = torch.from_numpy(np.concatenate([job.patches for job in jobs if job.patches is not None]))
         pixels = self._normalisation.apply(patches.to(self._device), self._vision.in_channels)
         rows = self._tower(pixels, [job.image.grid for job in jobs])
@@ -132,14 +171,15 @@ class VisionRunner:
 
     def _preprocess(self, job: _Job) -> None:
         try:
-            job.patches = read_patches(
-                job.image.data, job.image.grid, self._vision, self._normalisation.resample, self._max_pixels
-            )
+            if job.is_wanted:
+                job.patches = read_patches(
+                    job.image.data, job.image.grid, self._vision, self._normalisation.resample, self._max_pixels
+                )
         except ImageError as error:
-            job.error = str(error)
+            job.fail(400, str(error))
         except Exception as error:
             log.exception("preprocessing failed")
-            job.error = f"preprocessing failed: {error}"
+            job.fail(500, f"preprocessing failed: {error}")
         self._ready.append(job)
         self._wake()
 

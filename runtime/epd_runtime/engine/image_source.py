@@ -12,11 +12,12 @@ import time
 from typing import Protocol, TypeAlias
 
 import torch
+import zmq
 
 from epd_runtime.config import ServerConfig
 from epd_runtime.disaggregation.embedding_receiver import EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
-from epd_runtime.engine.loading import Placement
+from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
@@ -24,6 +25,8 @@ from epd_runtime.messages import Span
 from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
 
 CACHE_BYTES = 1 << 30
+TIMEOUT_VARIABLE = "SGLANG_ENCODER_RECV_TIMEOUT"
+CLEAN_SECONDS = 1.0  # between two looks for requests whose embeddings are overdue
 Done: TypeAlias = tuple[Request, tuple[int, str] | None]  # a request, and (status, message) if its image failed
 
 
@@ -73,13 +76,15 @@ class LocalImages:
 
     def fetch(self, request: Request) -> None:
         for index, image in enumerate(request.images):
-            self._runner.submit(image, functools.partial(self._encoded, request, index))
+            self._runner.submit(
+                image, functools.partial(self._encoded, request, index), lambda: request.state is not State.FINISHED
+            )
 
     def _encoded(self, request: Request, index: int, encoded: Encoded) -> None:
         if request.state is State.FINISHED:
             return
         if encoded.embedding is None:
-            self._done.append((request, (400, f"image {index}: {encoded.error}")))
+            self._done.append((request, (encoded.status, f"image {index}: {encoded.error}")))
             return
         request.embeddings[index] = encoded.embedding
         request.spans.extend(encoded.spans)
@@ -102,12 +107,17 @@ class RemoteImages:
     """
 
     def __init__(self, host: str, hidden: int, waker: Waker) -> None:
-        self._receiver = EmbeddingReceiver(host, waker.wake)
+        """Listen on host for parts; raises StartError."""
+        try:
+            self._receiver = EmbeddingReceiver(host, waker.wake)
+        except zmq.ZMQError as error:
+            raise StartError(f"cannot listen on {host} for embeddings ({error}); check --host") from None
         self.port = self._receiver.port
         self._hidden = hidden
         self._waiting: dict[str, Request] = {}
         self._parking = Parking()
-        self._timeout = float(os.environ.get("SGLANG_ENCODER_RECV_TIMEOUT", "180"))
+        self._timeout = _receive_timeout()
+        self._last_clean = 0.0
         self._done: list[Done] = []
 
     @property
@@ -156,7 +166,10 @@ class RemoteImages:
         self._done.append((request, None))
 
     def _clean(self, now: float) -> None:
-        """Forget complete and ended requests; fail those whose part is lost."""
+        """Forget complete and ended requests; fail those whose part is lost. Looks at all, so not in every step."""
+        if 0 <= now - self._last_clean < CLEAN_SECONDS:
+            return
+        self._last_clean = now
         self._parking.expire(now)
         for rid, request in list(self._waiting.items()):
             if request.state is State.FINISHED or request.has_all_images:
@@ -164,3 +177,15 @@ class RemoteImages:
             elif now - request.arrived > self._timeout:
                 del self._waiting[rid]
                 self._done.append((request, (504, f"no embedding arrived within {self._timeout:.0f} s")))
+
+
+def _receive_timeout() -> float:
+    """Seconds from a request's arrival to its last embedding; raises StartError on a value that is no time."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "180")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise StartError(f"environment variable {TIMEOUT_VARIABLE}={text!r} must be a positive number of seconds")
+    return seconds
