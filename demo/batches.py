@@ -140,7 +140,7 @@ class ExampleSource:
         """Conversations with two or more images each, together about that many images."""
         examples = []
         while images > 0:
-            count = int(rng.integers(2, difficulty.images + 1))
+            count = _longer(2, difficulty.images, rng)
             examples.append(
                 self._example(count, min(difficulty.digits, MAX_DIGITS_OF_MANY), difficulty.distortion, rng)
             )
@@ -150,7 +150,7 @@ class ExampleSource:
     def _example(self, images: int, digits: int, distortion: Distortion, rng: np.random.Generator) -> Example:
         shown = []
         for _ in range(images):
-            count = int(rng.integers(1, digits + 1))
+            count = _longer(1, digits, rng)
             lines = int(rng.integers(1, min(MAX_ROWS, count) + 1))
             shown.append(compose([self._digit(rng) for _ in range(count)], lines, rng, distortion))
         return Example(draw_messages(images, rng), shown)
@@ -158,3 +158,8 @@ class ExampleSource:
     def _digit(self, rng: np.random.Generator) -> Digit:
         pool = self._digits[int(rng.integers(10))]
         return pool[int(rng.integers(len(pool)))]
+
+
+def _longer(least: int, most: int, rng: np.random.Generator) -> int:
+    """A length from the range, the longer the likelier: long answers are the ones that go wrong."""
+    return int(rng.integers(least, most + 1, size=2).max())

@@ -36,7 +36,7 @@ from demo.tokenizer import save_tokenizer
 class Settings:
     """Everything that decides the weights."""
 
-    steps: int = 1400
+    steps: int = 1700
     threads: int = 1
     seed: int = 0
     batch_images: int = 48
@@ -48,6 +48,7 @@ class Settings:
     average_decay: float = 0.997  # of the exponential average of the weights, which is what gets saved
     report_every: int = 50
     validate_every: int = 200
+    validation_images: int = 10  # of each layout
 
 
 def draw_examples(step: int, settings: Settings, source: ExampleSource) -> list[Example]:
@@ -155,7 +156,7 @@ def train(folder: Path, settings: Settings) -> None:
         if done % settings.validate_every == 0 or done == settings.steps:
             average.model.save_pretrained(folder)
             architecture.save_generation_config(folder, tokenizer)
-            _print_validation(average.model, processor)
+            _print_validation(average.model, processor, settings)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     print(f"model.safetensors sha256 {digest}")
 
@@ -171,9 +172,10 @@ def _print_progress(done: int, losses: list[tuple[float, float]], started: float
     )
 
 
-def _print_validation(model: Any, processor: Processor) -> None:
+def _print_validation(model: Any, processor: Processor, settings: Settings) -> None:
     model.eval()
-    total = sum((result for _, result in evaluate.evaluate(model, processor, Split.VALIDATION, 10)), evaluate.Score())
+    results = evaluate.evaluate(model, processor, Split.VALIDATION, settings.validation_images)
+    total = sum((result for _, result in results), evaluate.Score())
     model.train()
     print(f"validation: {total.digit_accuracy:.2%} of {total.digits} digits right", flush=True)
 
