@@ -27,6 +27,13 @@ class Role(enum.StrEnum):
     DECODE = "decode"  # --disaggregation-mode decode
 
 
+POSITIVE = (
+    "port", "disaggregation_bootstrap_port", "page_size", "max_running_requests", "max_queued_requests",
+    "chunked_prefill_size", "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads",
+    "media_url_max_file_size_mb", "max_image_pixels",
+)  # fmt: skip
+
+
 class ConfigError(ValueError):
     """The flags contradict each other; the message says which and what to do."""
 
@@ -126,15 +133,22 @@ class ServerConfig:
             )
         if self.encoder_urls and not self.language_only:
             raise ConfigError("--encoder-urls needs --language-only: without it this server encodes images itself")
-        positive = ("port", "page_size", "max_running_requests", "max_queued_requests", "chunked_prefill_size",
-                    "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads")  # fmt: skip
-        for name in positive:
+        self._validate_numbers()
+        return self
+
+    def _validate_numbers(self) -> None:
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag_name(name)} must be at least 1, not {value}")
-        if not 0 < self.port < 65536 or not 0 < self.disaggregation_bootstrap_port < 65536:
+        if not 0 < self.media_url_timeout < float("inf"):
+            raise ConfigError(f"--media-url-timeout must be a number of seconds above 0, not {self.media_url_timeout}")
+        if self.limit_images_per_request < 0:
+            raise ConfigError(f"--limit-images-per-request must be at least 0, not {self.limit_images_per_request}")
+        if self.port > 65535 or self.disaggregation_bootstrap_port > 65535:
             raise ConfigError("--port and --disaggregation-bootstrap-port must be between 1 and 65535")
-        return self
+        if self.role is Role.PREFILL and self.port == self.disaggregation_bootstrap_port:
+            raise ConfigError(f"--port and --disaggregation-bootstrap-port are both {self.port}; they must differ")
 
 
 def _flag_name(field_name: str) -> str:

@@ -1,19 +1,29 @@
 """What the engine needs to know of a model, read from its config.json.
 
 Checkpoints spell the same facts in two generations (`rope_theta` beside `rope_scaling`, or both inside
-`rope_parameters`; text fields at the top or inside `text_config`); this module is the only one that knows.
+`rope_parameters`; text fields at the top or inside `text_config`); this module is the only one that knows. Features
+that change the arithmetic and that this engine does not have (sliding windows, quantised weights, other activations)
+are refused: a model that runs and answers nonsense is worse than one that does not start.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+
+from epd_runtime.json_fields import Fields, ModelConfigError
+
+__all__ = ["ModelConfig", "ModelConfigError", "RopeScaling", "TextConfig", "VisionConfig", "load_model_config"]
 
 
-class ModelConfigError(ValueError):
-    """config.json lacks a field or names something that this engine does not run; the message says which."""
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of rotary positions. original_max_positions in tokens."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +40,7 @@ class TextConfig:
     rms_norm_eps: float
     max_positions: int
     rope_theta: float
-    rope_scaling: dict[str, Any]  # {} or a "llama3" scaling
+    rope_scaling: RopeScaling | None
     mrope_section: tuple[int, ...]  # () when positions are plain
     qkv_bias: bool
     tie_word_embeddings: bool
@@ -72,81 +82,137 @@ class ModelConfig:
 
 
 ROPE_TYPES = ("default", "mrope", "llama3")
+DTYPES = ("float32", "bfloat16", "float16")
+ACTIVATIONS = ("silu", "swish")
 
 
 def load_model_config(folder: Path) -> ModelConfig:
     """Read config.json and generation_config.json of a model folder; raises ModelConfigError."""
-    config = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json", optional=True)
-    model_type = config.get("model_type", "")
-    raw_text = {**config, **config.get("text_config", {})}
-    try:
-        text = _text_config(model_type, config, raw_text)
-        vision = _vision_config(config["vision_config"]) if "vision_config" in config else None
-    except KeyError as error:
-        raise ModelConfigError(f"{folder / 'config.json'} has no field {error.args[0]!r}") from None
-    eos = generation.get("eos_token_id", raw_text.get("eos_token_id"))
+    config = Fields.read(folder / "config.json")
+    generation = Fields.read(folder / "generation_config.json", optional=True)
+    model_type = config.text("model_type", "")
+    raw_text = Fields({**config.values, **config.object("text_config").values}, config.where)
+    if "quantization_config" in config:
+        raise ModelConfigError(f"{config.where}: quantised checkpoints are not supported; use the unquantised model")
+    text = _text_config(model_type, config, raw_text)
+    vision = _vision_config(config.object("vision_config")) if "vision_config" in config else None
+    if vision is not None and vision.out_hidden_size != text.hidden_size:
+        raise ModelConfigError(
+            f"{config.where}: vision_config.out_hidden_size is {vision.out_hidden_size}, but the language model's "
+            f"hidden_size is {text.hidden_size}; they must be equal"
+        )
+    architectures = config.values.get("architectures") or [""]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        config.refuse("architectures", "a list of names")
     return ModelConfig(
         model_type=model_type,
-        architecture=(config.get("architectures") or [""])[0],
-        dtype=config.get("dtype") or config.get("torch_dtype") or raw_text.get("dtype") or "float32",
+        architecture=architectures[0],
+        dtype=_dtype(config, raw_text),
         text=text,
         vision=vision,
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        eos_token_ids=_eos_token_ids(generation if "eos_token_id" in generation else raw_text),
     )
 
 
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return {}
-        raise ModelConfigError(f"{path} does not exist; --model-path must name a Hugging Face model folder") from None
-    except ValueError as error:
-        raise ModelConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ModelConfigError(f"{path} must hold a JSON object")
-    return content
+def _dtype(config: Fields, raw_text: Fields) -> str:
+    """Data type of the checkpoint; "float32" when it does not say."""
+    for fields, name in ((config, "dtype"), (config, "torch_dtype"), (raw_text, "dtype")):
+        if name in fields:
+            dtype = fields.text(name).removeprefix("torch.")
+            return dtype if dtype in DTYPES else fields.refuse(name, f"one of {', '.join(DTYPES)}")
+    return "float32"
 
 
-def _text_config(model_type: str, config: dict[str, Any], raw: dict[str, Any]) -> TextConfig:
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
+    """One id, a list of them, or none."""
+    if isinstance(fields.values.get("eos_token_id"), int):
+        return Fields({"eos_token_id": [fields.values["eos_token_id"]]}, fields.where).integers("eos_token_id")
+    return fields.integers("eos_token_id", ())
+
+
+def _text_config(model_type: str, config: Fields, raw: Fields) -> TextConfig:
+    rope = raw.object("rope_parameters" if "rope_parameters" in raw else "rope_scaling")
+    rope_type = rope.text("rope_type", rope.text("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise ModelConfigError(f"rope type {rope_type!r} is not supported; known are {', '.join(ROPE_TYPES)}")
-    num_heads = raw["num_attention_heads"]
-    return TextConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_layers=raw["num_hidden_layers"],
+    if raw.boolean("use_sliding_window", False):
+        raise ModelConfigError(f"{raw.where}: use_sliding_window is not supported; this engine attends to everything")
+    _check_activation(raw)
+    hidden_size, num_heads = raw.integer("hidden_size"), raw.integer("num_attention_heads")
+    tie = (config if "tie_word_embeddings" in config else raw).boolean("tie_word_embeddings", False)
+    text = TextConfig(
+        vocab_size=raw.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=raw.integer("intermediate_size"),
+        num_layers=raw.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // num_heads,
-        rms_norm_eps=raw["rms_norm_eps"],
-        max_positions=raw["max_position_embeddings"],
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-        rope_scaling=rope if rope_type == "llama3" else {},
-        mrope_section=tuple(rope.get("mrope_section", ())),
-        qkv_bias=bool(raw.get("attention_bias", model_type.startswith("qwen2"))),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
+        num_kv_heads=raw.integer("num_key_value_heads", num_heads),
+        head_dim=raw.integer("head_dim", hidden_size // num_heads),
+        rms_norm_eps=raw.number("rms_norm_eps"),
+        max_positions=raw.integer("max_position_embeddings"),
+        rope_theta=(rope if "rope_theta" in rope else raw).number("rope_theta", 10000.0),
+        rope_scaling=_rope_scaling(rope) if rope_type == "llama3" else None,
+        mrope_section=rope.integers("mrope_section", ()),
+        qkv_bias=raw.boolean("attention_bias", model_type.startswith("qwen2")),
+        tie_word_embeddings=tie,
     )
+    _check_heads(raw, text)
+    return text
 
 
-def _vision_config(raw: dict[str, Any]) -> VisionConfig:
-    rope = raw.get("rope_parameters") or {}
-    return VisionConfig(
-        depth=raw["depth"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_heads=raw["num_heads"],
-        in_channels=raw.get("in_channels", 3),
-        patch_size=raw.get("patch_size", 14),
-        temporal_patch_size=raw.get("temporal_patch_size", 2),
-        merge_size=raw.get("spatial_merge_size", 2),
-        window_size=raw["window_size"],
-        full_attention_blocks=frozenset(raw["fullatt_block_indexes"]),
-        out_hidden_size=raw["out_hidden_size"],
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+def _check_activation(fields: Fields) -> None:
+    if fields.text("hidden_act", "silu") not in ACTIVATIONS:
+        fields.refuse("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+
+
+def _check_heads(raw: Fields, text: TextConfig) -> None:
+    if text.num_heads % text.num_kv_heads:
+        raise ModelConfigError(
+            f"{raw.where}: num_attention_heads {text.num_heads} must be a multiple of "
+            f"num_key_value_heads {text.num_kv_heads}"
+        )
+    if text.head_dim % 2:
+        raise ModelConfigError(f"{raw.where}: head_dim {text.head_dim} must be even, for rotary positions")
+    sections = text.mrope_section
+    if sections and (len(sections) % 3 or sum(sections) * 2 != text.head_dim):
+        raise ModelConfigError(
+            f"{raw.where}: mrope_section {list(sections)} must be three numbers whose sum is half of "
+            f"head_dim {text.head_dim}"
+        )
+
+
+def _rope_scaling(rope: Fields) -> RopeScaling:
+    scaling = RopeScaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_positions=rope.integer("original_max_position_embeddings"),
     )
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        rope.refuse("low_freq_factor", f"below high_freq_factor {scaling.high_freq_factor:g}")
+    return scaling
+
+
+def _vision_config(raw: Fields) -> VisionConfig:
+    _check_activation(raw)
+    vision = VisionConfig(
+        depth=raw.integer("depth"),
+        hidden_size=raw.integer("hidden_size"),
+        intermediate_size=raw.integer("intermediate_size"),
+        num_heads=raw.integer("num_heads"),
+        in_channels=raw.integer("in_channels", 3),
+        patch_size=raw.integer("patch_size", 14),
+        temporal_patch_size=raw.integer("temporal_patch_size", 2),
+        merge_size=raw.integer("spatial_merge_size", 2),
+        window_size=raw.integer("window_size"),
+        full_attention_blocks=frozenset(raw.integers("fullatt_block_indexes")),
+        out_hidden_size=raw.integer("out_hidden_size"),
+        rope_theta=raw.object("rope_parameters").number("rope_theta", 10000.0),
+    )
+    if vision.in_channels != 3:
+        raw.refuse("in_channels", "3: images are read as RGB")
+    if vision.hidden_size % (4 * vision.num_heads):
+        raw.refuse("hidden_size", f"a multiple of 4 * num_heads = {4 * vision.num_heads}, for rotary positions")
+    if vision.window_size < vision.merge_size * vision.patch_size:
+        raw.refuse("window_size", f"at least one merged patch, {vision.merge_size * vision.patch_size} pixels")
+    return vision

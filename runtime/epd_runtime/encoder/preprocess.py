@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from epd_runtime.json_fields import Fields
 from epd_runtime.model_config import VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,23 +31,29 @@ class ImageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """(value * rescale - mean) / std per channel, from preprocessor_config.json."""
+    """(value * rescale - mean) / std per channel, from preprocessor_config.json or processor_config.json."""
 
     rescale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resample: int
+    resample: Image.Resampling
 
     @classmethod
     def load(cls, folder: Path) -> Normalisation:
-        """Read the model's settings; absent ones are Qwen2-VL's defaults."""
-        path = folder / "preprocessor_config.json"
-        raw = json.loads(path.read_text()) if path.exists() else {}
+        """Read the model's settings; absent ones are Qwen2-VL's defaults. Raises ModelConfigError."""
+        raw = Fields.read(folder / "preprocessor_config.json", optional=True)
+        if not raw.values:
+            raw = Fields.read(folder / "processor_config.json", optional=True).object("image_processor")
+        mean, std = raw.numbers("image_mean", CLIP_MEAN), raw.numbers("image_std", CLIP_STD)
+        if len(mean) != 3:
+            raw.refuse("image_mean", "three numbers")
+        if len(std) != 3 or min(std) <= 0:
+            raw.refuse("image_std", "three numbers above 0")
         return cls(
-            rescale=raw.get("rescale_factor", 1 / 255),
-            mean=tuple(raw.get("image_mean", CLIP_MEAN)),
-            std=tuple(raw.get("image_std", CLIP_STD)),
-            resample=raw.get("resample", Image.Resampling.BICUBIC),
+            rescale=raw.number("rescale_factor", 1 / 255) if raw.boolean("do_rescale", True) else 1.0,
+            mean=mean if raw.boolean("do_normalize", True) else (0.0, 0.0, 0.0),
+            std=std if raw.boolean("do_normalize", True) else (1.0, 1.0, 1.0),
+            resample=_resampling(raw),
         )
 
     def apply(self, patches: Tensor, channels: int) -> Tensor:
@@ -60,8 +66,15 @@ class Normalisation:
         return (split * scale[:, None] - shift[:, None]).flatten(1)
 
 
+def _resampling(raw: Fields) -> Image.Resampling:
+    try:
+        return Image.Resampling(raw.values.get("resample", Image.Resampling.BICUBIC))
+    except ValueError:
+        raw.refuse("resample", "a filter of PIL, 0 to 5")
+
+
 def read_patches(
-    data: bytes, grid: tuple[int, int, int], vision: VisionConfig, resample: int, max_pixels: int
+    data: bytes, grid: tuple[int, int, int], vision: VisionConfig, resample: Image.Resampling, max_pixels: int
 ) -> npt.NDArray[np.uint8]:
     """Decode, resize to the grid and cut: uint8 [h * w, channels * patch * patch] in merge-block order.
 
@@ -70,7 +83,7 @@ def read_patches(
     _, rows, columns = grid
     side, merge = vision.patch_size, vision.merge_size
     image = _decode(data, max_pixels)
-    resized = image.resize((columns * side, rows * side), resample=Image.Resampling(resample))
+    resized = image.resize((columns * side, rows * side), resample=resample)
     pixels = np.asarray(resized, dtype=np.uint8)
     blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, -1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-import os
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from epd_runtime.kvcache.pool import page_bytes
 from epd_runtime.model_config import ModelConfig, load_model_config
 from epd_runtime.models.registry import check_family
 
-CPU_KV_FRACTION = 0.2  # of free memory; pages are touched only when used
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_KV_FRACTION = 0.2  # of available memory; pages are touched only when used
 CUDA_KV_FRACTION = 0.85
 
 
@@ -36,7 +36,7 @@ class Placement:
 
 
 def place_model(server: ServerConfig) -> Placement:
-    """Read the model's configuration and settle device, data type and context; raises StartError."""
+    """Read the model's configuration and settle device, data type and context; raises StartError, ModelConfigError."""
     folder = Path(server.model_path)
     config = load_model_config(folder)
     check_family(config)
@@ -58,9 +58,7 @@ def _device(name: str) -> torch.device:
 def _dtype(asked: str, native: str, device: torch.device) -> torch.dtype:
     """auto: the checkpoint's own type on CUDA, float32 on CPU (where half types are slow, see docs/perf-log.md)."""
     name = asked if asked != "auto" else ("float32" if device.type == "cpu" else native)
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+    return DTYPES[name]
 
 
 def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
@@ -85,7 +83,21 @@ def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * CUDA_KV_FRACTION)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_KV_FRACTION)
+    return int(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup")) * CPU_KV_FRACTION)
+
+
+def available_memory(meminfo: Path, cgroup: Path) -> int:
+    """Bytes that this process can still use: the machine's, counting caches that can go, and no more than its cgroup's.
+
+    A container sees its machine's meminfo; only the cgroup (version 2) knows the limit at which it is killed.
+    """
+    machine = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    available = int(machine.split()[1]) * 1024
+    try:
+        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
+    except FileNotFoundError:  # the root cgroup, or version 1
+        return available
+    return available if limit == "max" else min(available, max(int(limit) - used, 0))
 
 
 def anonymous_storage(nbytes: int, device: torch.device) -> Tensor:

@@ -8,13 +8,14 @@ that names it.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from epd_runtime.json_fields import Fields
 
 Target = tuple[str, int, int]  # parameter, first row, number of rows (0: all of it)
 NameMap = Callable[[str], Target | None]  # checkpoint tensor -> target, or None: not of this component
@@ -25,9 +26,10 @@ class WeightError(ValueError):
 
 
 def load_weights(module: nn.Module, folder: Path, place: NameMap) -> None:
-    """Fill every parameter of the module from the folder's safetensors; raises WeightError."""
+    """Fill every parameter of the module from the folder's safetensors; raises WeightError, ModelConfigError."""
     parameters = dict(module.named_parameters())
     filled = dict.fromkeys(parameters, 0)
+    seen: set[Target] = set()
     for name, read in _tensors(folder):
         target = place(name)
         if target is None:
@@ -35,11 +37,16 @@ def load_weights(module: nn.Module, folder: Path, place: NameMap) -> None:
         parameter_name, first, count = target
         if parameter_name not in parameters:
             raise WeightError(f"tensor {name!r} of {folder} has no place in the model ({parameter_name})")
+        if target in seen:
+            raise WeightError(f"{folder} holds two tensors for the same place in the model, one of them {name!r}")
+        seen.add(target)
         whole = parameters[parameter_name].data
         part = whole[first : first + count] if count else whole
         tensor = read()
         if tensor.shape != part.shape:
             raise WeightError(f"tensor {name!r} has shape {tuple(tensor.shape)}, the model needs {tuple(part.shape)}")
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+            raise WeightError(f"tensor {name!r} is {tensor.dtype}: quantised weights are not supported")
         part.copy_(tensor)
         filled[parameter_name] += part.numel()
     for name, count in filled.items():
@@ -53,7 +60,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, reader) of every tensor of a checkpoint, shard by shard."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = Fields.read(index).object("weight_map")
+        shards = sorted({weight_map.text(tensor) for tensor in weight_map.values})
     else:
         shards = [path.name for path in sorted(folder.glob("*.safetensors"))]
     if not shards:
@@ -61,9 +69,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     for shard in shards:
         if not (folder / shard).is_file():
             raise WeightError(f"{folder} lacks the shard {shard} that its index names")
-        with safe_open(folder / shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                yield name, functools.partial(file.get_tensor, name)
+        try:
+            with safe_open(folder / shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    yield name, functools.partial(file.get_tensor, name)
+        except SafetensorError as error:
+            raise WeightError(f"{folder / shard} is damaged or no safetensors file: {error}") from None
 
 
 def fill_dummy(module: nn.Module, seed: int) -> None:

@@ -33,6 +33,11 @@ def check_family(config: ModelConfig) -> None:
         raise ModelConfigError(
             f"model_type {config.model_type!r} is not supported; known are {', '.join(TEXT_FAMILIES)}"
         )
+    if config.vision is not None and config.model_type not in VISION_FAMILIES:
+        raise ModelConfigError(
+            f"config.json has a vision_config, but no vision tower of model_type {config.model_type!r} is known; "
+            f"known are {', '.join(VISION_FAMILIES)}"
+        )
 
 
 def load_language_model(

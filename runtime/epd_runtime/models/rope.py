@@ -6,12 +6,11 @@ Cosines and sines of every position are computed once, at load; a step only look
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from epd_runtime.model_config import TextConfig
+from epd_runtime.model_config import RopeScaling, TextConfig
 
 
 class RotaryTable:
@@ -19,7 +18,7 @@ class RotaryTable:
 
     def __init__(self, config: TextConfig, num_positions: int, device: torch.device) -> None:
         inverse = 1.0 / (config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim))
-        if config.rope_scaling:
+        if config.rope_scaling is not None:
             inverse = _llama3(inverse, config.rope_scaling)
         angles = torch.arange(num_positions).float()[:, None] * inverse
         self._cos = angles.cos().to(device)
@@ -44,11 +43,10 @@ def _section_axes(sections: tuple[int, ...]) -> Tensor:
     return torch.cat([torch.full((size,), index % 3) for index, size in enumerate(sections)])
 
 
-def _llama3(inverse: Tensor, scaling: dict[str, Any]) -> Tensor:
+def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
     """Llama 3.1's stretch: long wavelengths divided by `factor`, short ones kept, a ramp between."""
-    old_length = scaling["original_max_position_embeddings"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
     wavelength = 2 * math.pi / inverse
-    ramp = ((old_length / wavelength - low) / (high - low)).clamp(0, 1)
-    stretched: Tensor = (1 - ramp) * inverse / scaling["factor"] + ramp * inverse
+    ramp = ((scaling.original_max_positions / wavelength - low) / (high - low)).clamp(0, 1)
+    stretched: Tensor = (1 - ramp) * inverse / scaling.factor + ramp * inverse
     return stretched

@@ -1,0 +1,186 @@
+"""Model folders that somebody got wrong: one clear error, naming file and field, instead of a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from epd_runtime.config import ConfigError, ServerConfig
+from epd_runtime.encoder.preprocess import Normalisation
+from epd_runtime.engine.loading import available_memory
+from epd_runtime.json_fields import ModelConfigError
+from epd_runtime.model_config import load_model_config
+from epd_runtime.models.loader import WeightError, load_weights
+from epd_runtime.models.registry import check_family
+
+GIVEN = json.loads((Path(__file__).parents[2] / "models" / "handwriting" / "config.json").read_text())
+
+
+def write(folder: Path, content: Any, name: str = "config.json") -> Path:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The given configuration with one field, a.b.c, replaced."""
+    config: dict[str, Any] = json.loads(json.dumps(GIVEN))
+    *parents, name = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    return config
+
+
+def test_both_generations_of_one_model_are_equal(tmp_path: Path) -> None:
+    old = {**GIVEN, **GIVEN["text_config"], "model_type": GIVEN["model_type"], "rope_theta": 10000.0}
+    rope = {"type": "mrope", "mrope_section": GIVEN["text_config"]["rope_parameters"]["mrope_section"]}
+    for name in ("text_config", "rope_parameters"):
+        old.pop(name, None)
+    new = load_model_config(write(tmp_path, GIVEN))
+    assert load_model_config(write(tmp_path, {**old, "rope_scaling": rope, "tie_word_embeddings": False})) == new
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("text_config", [1], "text_config"),
+        ("text_config.hidden_size", "128", "hidden_size"),
+        ("text_config.hidden_size", True, "hidden_size"),
+        ("text_config.hidden_size", None, "hidden_size"),
+        ("text_config.num_attention_heads", 0, "num_attention_heads"),
+        ("text_config.num_key_value_heads", 3, "num_key_value_heads"),
+        ("text_config.num_hidden_layers", 10**30, "num_hidden_layers"),
+        ("text_config.head_dim", 31, "head_dim"),
+        ("text_config.rms_norm_eps", float("nan"), "rms_norm_eps"),
+        ("text_config.rms_norm_eps", 10**400, "rms_norm_eps"),
+        ("text_config.use_sliding_window", True, "use_sliding_window"),
+        ("text_config.hidden_act", "gelu", "hidden_act"),
+        ("text_config.eos_token_id", ["a"], "eos_token_id"),
+        ("text_config.rope_parameters", "x", "rope_parameters"),
+        ("text_config.rope_parameters.rope_type", "yarn", "yarn"),
+        ("text_config.rope_parameters.rope_type", "llama3", "factor"),
+        ("text_config.rope_parameters.mrope_section", [4, 6], "mrope_section"),
+        ("text_config.rope_parameters.mrope_section", [4, 6, "6"], "mrope_section"),
+        ("vision_config", 3, "vision_config"),
+        ("vision_config.window_size", 8, "window_size"),
+        ("vision_config.in_channels", 1, "in_channels"),
+        ("vision_config.num_heads", 7, "num_heads"),
+        ("vision_config.out_hidden_size", 64, "out_hidden_size"),
+        ("vision_config.fullatt_block_indexes", [-1], "fullatt_block_indexes"),
+        ("model_type", 5, "model_type"),
+        ("architectures", 5, "architectures"),
+        ("architectures", [5], "architectures"),
+        ("dtype", "float8_e4m3fn", "dtype"),
+        ("quantization_config", {"bits": 4}, "quantised"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, path: str, value: Any, named: str) -> None:
+    with pytest.raises(ModelConfigError, match=named) as raised:
+        load_model_config(write(tmp_path, changed(path, value)))
+    assert len(str(raised.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "[" * 100_000, "\x00", '"x"'])
+def test_files_that_are_no_json_object_are_named(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ModelConfigError, match=r"config\.json"):
+        load_model_config(write(tmp_path, content))
+
+
+def _paths(content: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in content.items():
+        found.append(prefix + name)
+        if isinstance(value, dict):
+            found += _paths(value, f"{prefix}{name}.")
+    return found
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(path=st.sampled_from(_paths(GIVEN)), value=JSON)
+def test_any_value_anywhere_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, path: str, value: Any
+) -> None:
+    folder = write(tmp_path_factory.mktemp("model"), changed(path, value))
+    with contextlib.suppress(ModelConfigError):
+        check_family(load_model_config(folder))
+
+
+def test_a_tower_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelConfigError, match="vision_config"):
+        check_family(load_model_config(write(tmp_path, changed("model_type", "llama"))))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_mean", [0.5]), ("image_std", [0, 1, 1]), ("image_std", "x"), ("resample", 99), ("rescale_factor", 0)],
+)
+def test_wrong_image_settings_are_named(tmp_path: Path, field: str, value: Any) -> None:
+    with pytest.raises(ModelConfigError, match=field):
+        Normalisation.load(write(tmp_path, {field: value}, "preprocessor_config.json"))
+
+
+def test_image_settings_inside_a_processor_configuration_count(tmp_path: Path) -> None:
+    settings = {"image_processor": {"image_mean": [0.5, 0.5, 0.5], "do_rescale": False}}
+    loaded = Normalisation.load(write(tmp_path, settings, "processor_config.json"))
+    assert (loaded.mean, loaded.rescale) == ((0.5, 0.5, 0.5), 1.0)
+
+
+def test_damaged_and_doubled_weights_are_refused(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 2, bias=False)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(WeightError, match=r"model\.safetensors is damaged"):
+        load_weights(module, tmp_path, lambda name: None)
+    save_file({"a": torch.ones(1, 2), "b": torch.ones(1, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightError, match="two tensors"):
+        load_weights(module, tmp_path, lambda name: ("weight", 0, 1))
+    save_file({"a": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightError, match="quantised"):
+        load_weights(module, tmp_path, lambda name: ("weight", 0, 0))
+    write(tmp_path, {"weight_map": {"a": 3}}, "model.safetensors.index.json")
+    with pytest.raises(ModelConfigError, match="weight_map"):
+        load_weights(module, tmp_path, lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("max", "5", 2048), ("1500", "500", 1000), ("100", "500", 0), ("9999999", "0", 2048)],
+)
+def test_available_memory_respects_the_container(tmp_path: Path, limit: str, used: str, expected: int) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
+    assert available_memory(meminfo, tmp_path) == 2048
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text(used + "\n")
+    assert available_memory(meminfo, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"media_url_timeout": float("nan")},
+        {"media_url_timeout": 0.0},
+        {"max_image_pixels": 0},
+        {"media_url_max_file_size_mb": -1},
+        {"limit_images_per_request": -1},
+        {"port": 65536},
+        {"port": 8998, "disaggregation_mode": "prefill"},
+    ],
+)
+def test_flags_that_cannot_work_are_named(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--" + next(iter(values)).replace("_", "-")):
+        ServerConfig(model_path="m", **values).validate()
