@@ -21,9 +21,10 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from epd_runtime.disaggregation.decode_side import DecodeSide
-from epd_runtime.disaggregation.handoff import Failed, KVLayout, PrefillResult, Prepared, Received
-from epd_runtime.disaggregation.prefill_side import PrefillSide
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received
+from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
+from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import allocate_pool
 from epd_runtime.transfer.shm_memory import SharedMemory
 

@@ -12,9 +12,10 @@ import select
 import sys
 import time
 
-from epd_runtime.disaggregation.decode_side import DecodeSide
-from epd_runtime.disaggregation.handoff import KVLayout, PrefillResult, Prepared
-from epd_runtime.disaggregation.prefill_side import PrefillSide
+from epd_runtime.disaggregation.handoff.contract import PrefillResult, Prepared
+from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
+from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import allocate_pool
 
 HOST = "127.0.0.1"

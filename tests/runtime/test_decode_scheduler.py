@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scripted_handoff import ScriptedHandoff
 
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
-from epd_runtime.disaggregation.handoff import Failed, PrefillResult, Prepared, Received
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epd_runtime.disaggregation import embedding_receiver as receiver_module
-from epd_runtime.disaggregation import embedding_wire as wire
-from epd_runtime.disaggregation.embedding_receiver import MAX_PARKED, EmbeddingReceiver, Parking, Part
+from epd_runtime.disaggregation.embeddings import wire
+from epd_runtime.disaggregation.embeddings.receiver import MAX_PARKED, EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder import delivery as delivery_module
 from epd_runtime.encoder.delivery import Delivery
 from epd_runtime.messages import Span

@@ -10,10 +10,10 @@ import torch
 from random_models import make_llama
 from reference import TextReference
 
-from epd_runtime.disaggregation.handoff import KVLayout
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.kvcache.pool import KVPool, PageAllocator, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
 from epd_runtime.model_config import load_model_config

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epd_runtime.disaggregation import decode_rooms, prefill_rooms
-from epd_runtime.disaggregation import handoff_wire as wire
-from epd_runtime.disaggregation.decode_room import DecodeRoom, DecodeState
-from epd_runtime.disaggregation.decode_rooms import DecodeRooms
-from epd_runtime.disaggregation.handoff import Failed, KVLayout, PrefillResult, Prepared, Received, Sent
-from epd_runtime.disaggregation.handoff_events import RoomEvents
-from epd_runtime.disaggregation.prefill_room import PrefillRoom, PrefillState
-from epd_runtime.disaggregation.prefill_rooms import PrefillRooms
-from epd_runtime.disaggregation.tombstones import MAX_TOMBSTONES
+from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received, Sent
+from epd_runtime.disaggregation.handoff.decode_room import DecodeRoom, DecodeState
+from epd_runtime.disaggregation.handoff.decode_rooms import DecodeRooms
+from epd_runtime.disaggregation.handoff.events import RoomEvents
+from epd_runtime.disaggregation.handoff.prefill_room import PrefillRoom, PrefillState
+from epd_runtime.disaggregation.handoff.prefill_rooms import PrefillRooms
+from epd_runtime.disaggregation.handoff.tombstones import MAX_TOMBSTONES
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import Entry
 
 PAGE_SIZE = 4

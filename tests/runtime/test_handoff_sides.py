@@ -14,22 +14,22 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from epd_runtime.disaggregation import handoff_wire as wire
 from epd_runtime.disaggregation import prefill_side
-from epd_runtime.disaggregation.decode_side import DecodeSide
-from epd_runtime.disaggregation.handoff import (
+from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff.contract import (
     DecodeEvent,
     Failed,
-    KVLayout,
     PrefillEvent,
     PrefillResult,
     Prepared,
     Received,
     Sent,
 )
-from epd_runtime.disaggregation.handoff_env import HandoffTimes
-from epd_runtime.disaggregation.handoff_wire import FrameReader, ProtocolError
-from epd_runtime.disaggregation.prefill_side import PrefillSide
+from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
+from epd_runtime.disaggregation.handoff.env import HandoffTimes
+from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
+from epd_runtime.disaggregation.handoff.wire import FrameReader, ProtocolError
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.messages import Span
 from epd_runtime.transfer.base import allocate_pool
 

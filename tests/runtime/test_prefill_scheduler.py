@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_handoff import ScriptedHandoff
 
-from epd_runtime.disaggregation.handoff import Failed, Sent
+from epd_runtime.disaggregation.handoff.contract import Failed, Sent
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.request import NO_TOKEN, Request
 from epd_runtime.engine.scheduler import Limits

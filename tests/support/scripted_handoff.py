@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from epd_runtime.disaggregation.handoff import PrefillResult
+from epd_runtime.disaggregation.handoff.contract import PrefillResult
 
 
 class ScriptedHandoff:

@@ -10,7 +10,7 @@ it can cost memory or reach a step that other requests share.
 
 from __future__ import annotations
 
-from epd_runtime.disaggregation.handoff import DecodeHandoff, Failed, PrefillResult, Prepared, Received
+from epd_runtime.disaggregation.handoff.contract import DecodeHandoff, Failed, PrefillResult, Prepared, Received
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State

@@ -6,7 +6,7 @@ allocation and the copy overlap with compute. Pages stay owned until decode has 
 
 from __future__ import annotations
 
-from epd_runtime.disaggregation.handoff import Failed, PrefillHandoff, PrefillResult
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillHandoff, PrefillResult
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State

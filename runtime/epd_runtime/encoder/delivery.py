@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import zmq
 
-from epd_runtime.disaggregation.embedding_wire import (
+from epd_runtime.disaggregation.embeddings.wire import (
     MAX_ERROR,
     MAX_HEADER,
     UNKNOWN_PART,

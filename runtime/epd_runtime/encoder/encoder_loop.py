@@ -15,7 +15,7 @@ import torch
 import zmq
 
 from epd_runtime.config import ServerConfig
-from epd_runtime.disaggregation.embedding_wire import WIRE_VERSION, EmbeddingHeader, checksum
+from epd_runtime.disaggregation.embeddings.wire import WIRE_VERSION, EmbeddingHeader, checksum
 from epd_runtime.encoder.delivery import Delivery
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.engine.channel import Channel

@@ -15,7 +15,7 @@ import torch
 import zmq
 
 from epd_runtime.config import ServerConfig
-from epd_runtime.disaggregation.embedding_receiver import EmbeddingReceiver, Parking, Part
+from epd_runtime.disaggregation.embeddings.receiver import EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request

@@ -14,9 +14,9 @@ import zmq
 
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
-from epd_runtime.disaggregation.decode_side import DecodeSide
+from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
+from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
-from epd_runtime.disaggregation.prefill_side import PrefillSide
 from epd_runtime.engine.channel import Channel
 from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImages
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from epd_runtime.config import Role, ServerConfig
-from epd_runtime.disaggregation.handoff import KVLayout
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.kvcache.pool import page_bytes
 from epd_runtime.model_config import ModelConfig, load_model_config
 from epd_runtime.models.registry import check_family

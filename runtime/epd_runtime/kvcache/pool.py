@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from epd_runtime.disaggregation.handoff import KVLayout
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.model_config import ModelConfig
 
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import Any
 
-from epd_runtime.disaggregation.encoder_client import request_timeout
+from epd_runtime.disaggregation.embeddings.encoder_client import request_timeout
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.messages import EncodeDone, EncodeRequest, ImageInput
 from epd_runtime.server.protocol import EncodeBody

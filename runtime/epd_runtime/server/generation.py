@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import msgspec
 
 from epd_runtime.config import Role
-from epd_runtime.disaggregation.encoder_client import EncoderClient
+from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient
 from epd_runtime.frontend.detokenizer import Detokenizer
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder

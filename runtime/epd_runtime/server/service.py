@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from epd_runtime.config import Role, ServerConfig
-from epd_runtime.disaggregation.encoder_client import EncoderClient
+from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher

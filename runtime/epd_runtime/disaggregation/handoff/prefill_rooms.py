@@ -26,8 +26,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from epd_runtime.disaggregation.handoff import Failed, KVLayout, PrefillEvent, PrefillResult, Sent
-from epd_runtime.disaggregation.handoff_wire import (
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillEvent, PrefillResult, Sent
+from epd_runtime.disaggregation.handoff.prefill_room import PageError, PrefillRoom, PrefillState
+from epd_runtime.disaggregation.handoff.tombstones import Tombstone, Tombstones
+from epd_runtime.disaggregation.handoff.wire import (
     MAX_ROOM,
     Abort,
     AbortAck,
@@ -40,8 +42,7 @@ from epd_runtime.disaggregation.handoff_wire import (
     Taken,
     ToDecode,
 )
-from epd_runtime.disaggregation.prefill_room import PageError, PrefillRoom, PrefillState
-from epd_runtime.disaggregation.tombstones import Tombstone, Tombstones
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import Entry
 
 MAX_ROOMS = 65536

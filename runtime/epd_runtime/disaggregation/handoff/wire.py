@@ -28,7 +28,8 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from epd_runtime.disaggregation.handoff import KVLayout, PrefillResult
+from epd_runtime.disaggregation.handoff.contract import PrefillResult
+from epd_runtime.kvcache.layout import KVLayout
 
 VERSION = 1
 MAX_FRAME = 16 << 20

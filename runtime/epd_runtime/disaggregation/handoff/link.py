@@ -23,8 +23,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from epd_runtime.disaggregation.handoff_env import HandoffTimes
-from epd_runtime.disaggregation.handoff_wire import MAX_FRAME, FrameReader, Message, Ping, ProtocolError, frame
+from epd_runtime.disaggregation.handoff.env import HandoffTimes
+from epd_runtime.disaggregation.handoff.wire import MAX_FRAME, FrameReader, Message, Ping, ProtocolError, frame
 
 log = logging.getLogger(__name__)
 

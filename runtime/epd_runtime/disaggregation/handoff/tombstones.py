@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 
-from epd_runtime.disaggregation.handoff import Failed
+from epd_runtime.disaggregation.handoff.contract import Failed
 
 TOMBSTONE_SECONDS = 60.0
 MAX_TOMBSTONES = 16384

@@ -27,16 +27,6 @@ import msgspec
 from epd_runtime.messages import Span
 
 
-class KVLayout(msgspec.Struct, frozen=True):
-    """Shape of a KV pool; both sides agree on all but num_pages. A page is one contiguous block of page_bytes."""
-
-    model: str  # fingerprint: architecture and sizes
-    dtype: str
-    page_size: int  # tokens
-    page_bytes: int
-    num_pages: int
-
-
 class PrefillResult(msgspec.Struct, frozen=True):
     """All that decode must know of a prompt; it does no image or tokenizer work itself."""
 

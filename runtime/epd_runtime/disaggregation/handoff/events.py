@@ -13,7 +13,7 @@ import os
 from collections import deque
 from typing import Generic, TypeVar
 
-from epd_runtime.disaggregation.handoff import Failed, Prepared, Received, Sent
+from epd_runtime.disaggregation.handoff.contract import Failed, Prepared, Received, Sent
 
 EventT = TypeVar("EventT", bound=Prepared | Received | Sent | Failed)
 

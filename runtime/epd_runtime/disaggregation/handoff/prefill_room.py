@@ -18,8 +18,8 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
-from epd_runtime.disaggregation.handoff import Failed, PrefillResult
-from epd_runtime.disaggregation.handoff_wire import AbortAck, RoomFailed
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult
+from epd_runtime.disaggregation.handoff.wire import AbortAck, RoomFailed
 from epd_runtime.transfer.base import Entry, coalesce
 
 

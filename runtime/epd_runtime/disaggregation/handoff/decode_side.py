@@ -18,13 +18,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Unpack
 
-from epd_runtime.disaggregation import handoff_wire as wire
-from epd_runtime.disaggregation.decode_rooms import DecodeRooms, Effect, Emit, Grant, Revoke, Send
-from epd_runtime.disaggregation.handoff import DecodeEvent, Failed, KVLayout, Prepared, Received
-from epd_runtime.disaggregation.handoff_env import HandoffTimes
-from epd_runtime.disaggregation.handoff_events import RoomEvents
-from epd_runtime.disaggregation.handoff_link import Link
-from epd_runtime.disaggregation.handoff_loop import Arguments, LoopThread
+from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff.contract import DecodeEvent, Failed, Prepared, Received
+from epd_runtime.disaggregation.handoff.decode_rooms import DecodeRooms, Effect, Emit, Grant, Revoke, Send
+from epd_runtime.disaggregation.handoff.env import HandoffTimes
+from epd_runtime.disaggregation.handoff.events import RoomEvents
+from epd_runtime.disaggregation.handoff.link import Link
+from epd_runtime.disaggregation.handoff.loop import Arguments, LoopThread
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.net.resolver import resolve
 from epd_runtime.transfer.base import Inbound, get_backend
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from epd_runtime.disaggregation.handoff import Failed, Received
+from epd_runtime.disaggregation.handoff.contract import Failed, Received
 
 
 class DecodeState(enum.Enum):

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Unpack
 
-from epd_runtime.disaggregation import handoff_wire as wire
-from epd_runtime.disaggregation.handoff import Failed, KVLayout, PrefillEvent, PrefillResult, Sent
-from epd_runtime.disaggregation.handoff_env import HandoffTimes
-from epd_runtime.disaggregation.handoff_events import RoomEvents
-from epd_runtime.disaggregation.handoff_link import Link
-from epd_runtime.disaggregation.handoff_loop import Arguments, LoopThread
-from epd_runtime.disaggregation.prefill_rooms import Effect, Emit, PrefillRooms, Send, StopWriting, Write
+from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff.contract import Failed, PrefillEvent, PrefillResult, Sent
+from epd_runtime.disaggregation.handoff.env import HandoffTimes
+from epd_runtime.disaggregation.handoff.events import RoomEvents
+from epd_runtime.disaggregation.handoff.link import Link
+from epd_runtime.disaggregation.handoff.loop import Arguments, LoopThread
+from epd_runtime.disaggregation.handoff.prefill_rooms import Effect, Emit, PrefillRooms, Send, StopWriting, Write
+from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import get_backend
 from epd_runtime.transfer.writer import Job, Outcome, Writer
 

@@ -24,9 +24,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from epd_runtime.disaggregation.decode_room import DecodeRoom, DecodeState
-from epd_runtime.disaggregation.handoff import DecodeEvent, Failed, Prepared, Received
-from epd_runtime.disaggregation.handoff_wire import (
+from epd_runtime.disaggregation.handoff.contract import DecodeEvent, Failed, Prepared, Received
+from epd_runtime.disaggregation.handoff.decode_room import DecodeRoom, DecodeState
+from epd_runtime.disaggregation.handoff.wire import (
     MAX_ROOM,
     Abort,
     AbortAck,
