@@ -11,7 +11,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epd_runtime.disaggregation import embedding_receiver as receiver_module
+from epd_runtime.disaggregation.embeddings import receiver as receiver_module
 from epd_runtime.disaggregation.embeddings import wire
 from epd_runtime.disaggregation.embeddings.receiver import MAX_PARKED, EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder import delivery as delivery_module

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epd_runtime.disaggregation import decode_rooms, prefill_rooms
-from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff import decode_rooms, prefill_rooms, wire
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received, Sent
 from epd_runtime.disaggregation.handoff.decode_room import DecodeRoom, DecodeState
 from epd_runtime.disaggregation.handoff.decode_rooms import DecodeRooms
@@ -72,6 +71,7 @@ class World:
         self.next_page = {"prefill": 1, "decode": 1}
         self.next_tag = 1
         self.prompts: dict[int, Prompt] = {}
+        self.queued_at_prefill: set[int] = set()
         self.joined: dict[int, int] = {}  # room -> number of tokens, 0 until Prepared
         self.pages: dict[int, list[int]] = {}  # room -> pages that decode's scheduler has given away
         self.opened: Counter[tuple[str, int]] = Counter()
@@ -86,16 +86,28 @@ class World:
 
     # --- what can happen ------------------------------------------------------------------------------------------
 
-    def announce(self, room: int, size: int) -> None:
+    def announce(self, room: int, size: int, admitted: bool = True) -> None:
         if room in self.prompts:
             return
         self.prompts[room] = Prompt(self.next_tag, size)
         self.next_tag += 1
         if self.prefill_events.open(room):
             self.opened["prefill", room] += 1
-            self.prefill.announce(room, size * PAGE_SIZE - 1)
+            self.prefill.announce(room, size * PAGE_SIZE - 1, admitted)
+            self.queued_at_prefill.discard(room)
+            if not admitted:
+                self.queued_at_prefill.add(room)
         else:
             self.prefill.announced_twice(room)
+
+    def announce_queued(self, room: int, size: int) -> None:
+        """As announce, but prefill has no pages yet."""
+        self.announce(room, size, admitted=False)
+
+    def admit(self, room: int, size: int) -> None:
+        if room in self.prompts:
+            self.queued_at_prefill.discard(room)
+            self.prefill.admit(room)
 
     def send(self, room: int, size: int) -> None:
         prompt = self.prompts.get(room)
@@ -163,6 +175,8 @@ class World:
         message, peer = self.to_decode.popleft(), self.session
         assert peer is not None
         match message:
+            case wire.Known():
+                self.decode.known(peer, message)
             case wire.PromptReady():
                 self.decode.prepared(peer, message)
             case wire.Done():
@@ -305,7 +319,9 @@ def natural_actions(world: World) -> list[tuple[str, int]]:
     for room in range(ROOMS):
         prompt = world.prompts.get(room)
         if prompt is None:
-            actions.append(("announce", room))
+            actions += [("announce", room), ("announce_queued", room)]
+        elif room in world.queued_at_prefill:
+            actions.append(("admit", room))
         elif not prompt.is_finished:
             actions.append(("finish" if prompt.sent == prompt.num_pages else "send", room))
         if room not in world.joined:
@@ -329,7 +345,7 @@ def test_any_order_ends_every_room_once_on_each_side(steps: list[tuple[int, int,
                 world.do(action, target, size)
         world.settle()
         for room in range(ROOMS):
-            for action in ("send", "finish") if finishes else ("fail", "abort"):
+            for action in ("admit", "send", "finish") if finishes else ("fail", "abort"):
                 world.do(action, room, 99)
         world.settle()
         for _ in range(8):
@@ -429,6 +445,19 @@ def test_deadlines_of_a_room_that_the_other_half_never_enters() -> None:
 def test_no_deadline_once_both_halves_have_met() -> None:
     world = World()
     run(world, "join", "announce", "deliver_to_prefill", "deliver_to_decode", *["wait 2"] * 100)
+    run(world, "send", "finish", *HAPPY)
+    assert world.outcomes == {"Received": 1}
+    world.close()
+
+
+def test_a_prompt_that_queues_at_prefill_stops_the_deadline_and_gets_no_pages_yet() -> None:
+    world = World()
+    run(world, "join", "announce_queued", "deliver_to_prefill", "deliver_to_decode", "poll_decode")
+    run(world, *["wait 2"] * 100)
+    assert world.joined == {0: 0}, "decode must neither give up nor look for pages before prefill has its own"
+    run(world, "admit", "admit", "deliver_to_decode", "poll_decode")
+    assert world.joined[0] > 0
+    assert not world.to_decode, "the second admit() says nothing"
     run(world, "send", "finish", *HAPPY)
     assert world.outcomes == {"Received": 1}
     world.close()

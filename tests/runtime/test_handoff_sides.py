@@ -14,8 +14,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from epd_runtime.disaggregation import prefill_side
-from epd_runtime.disaggregation.handoff import wire
+from epd_runtime.disaggregation.handoff import prefill_side, wire
 from epd_runtime.disaggregation.handoff.contract import (
     DecodeEvent,
     Failed,

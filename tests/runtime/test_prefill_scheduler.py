@@ -53,6 +53,25 @@ def test_full_pages_are_sent_chunk_by_chunk_and_kept_until_decode_has_them() -> 
     assert not scheduler.requests
 
 
+def test_decode_hears_of_a_request_at_once_but_allocates_only_after_prefill_has() -> None:
+    """Else a prompt that holds decode's pages could wait for one that holds prefill's, and the other way round."""
+    scheduler, handoff = make(pages=3)
+    waiting = ask("image", 1, images=1)
+    scheduler.add(waiting)
+    scheduler.add(ask("text", 2))
+    step(scheduler)
+    assert [call[0] for call in handoff.named("announce")] == [1, 2]
+    assert handoff.named("admit") == [(2,)]
+    waiting.embeddings[0] = object()
+    scheduler.image_arrived(waiting)
+    step(scheduler)
+    assert handoff.named("admit") == [(2,)], "the other prompt still has all pages"
+    handoff.events = [Sent(2)]
+    scheduler.poll_handoff()
+    scheduler.schedule()
+    assert handoff.named("admit") == [(2,), (1,)]
+
+
 def test_a_second_request_for_a_room_leaves_the_first_one_running() -> None:
     scheduler, handoff = make(chunk=12)
     scheduler.add(ask("a", 3))

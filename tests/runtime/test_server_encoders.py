@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from epd_runtime.disaggregation import encoder_client
+from epd_runtime.disaggregation.embeddings import encoder_client
 from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient, assign, num_patches
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.messages import ImageInput

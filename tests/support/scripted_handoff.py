@@ -28,8 +28,11 @@ class ScriptedHandoff:
         events, self.events = self.events, []
         return events
 
-    def announce(self, room: int, num_tokens: int) -> None:
-        self.calls.append(("announce", room, num_tokens))
+    def announce(self, room: int, num_tokens: int, admitted: bool = True) -> None:
+        self.calls.append(("announce", room, num_tokens, admitted))
+
+    def admit(self, room: int) -> None:
+        self.calls.append(("admit", room))
 
     def send(self, room: int, pages: Sequence[int], first: int) -> None:
         self.calls.append(("send", room, list(pages), first))

@@ -1,7 +1,8 @@
 """Scheduling on a prefill worker: prompts only, and the handoff of their KV to decode.
 
-The prompt's length is announced on arrival and every full page is sent as soon as it is computed, so decode's
-allocation and the copy overlap with compute. Pages stay owned until decode has everything (state SENDING).
+A request is announced on arrival; once it has pages here, decode allocates its own (never the other way round, or both
+could wait for each other), and every full page is sent as soon as it is computed, so that the copy overlaps with
+compute. Pages stay owned until decode has everything (state SENDING).
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ class PrefillScheduler(Scheduler):
         super().add(request)
         if request.state is not State.FINISHED:
             self._pages_sent[request.rid] = 0
-            self._handoff.announce(request.room, request.prompt_length)
+            self._handoff.announce(request.room, request.prompt_length, admitted=False)
+
+    def _admitted(self, request: Request) -> None:
+        super()._admitted(request)
+        self._handoff.admit(request.room)
 
     def abort(self, rid: str) -> None:
         """The client left: decode's half must end too."""

@@ -4,8 +4,8 @@ Both sides own a background thread with the sockets. The scheduler calls methods
 file descriptor becomes readable when events wait, so an idle scheduler can sleep on it.
 
     prefill scheduler                     decode scheduler
-    announce(room, num_tokens)            join(room, host, port)
-                                     ◀──  event Prepared(room, num_tokens)
+    announce(room, num_tokens, False)     join(room, host, port)
+    admit(room)              ──────────▶  event Prepared(room, num_tokens)
                                           accept(room, pages)
     send(room, pages, first)  ─── KV pages, any number of times ───▶
     finish(room, result)      ─────────▶  event Received(room, result)      pages are complete
@@ -75,7 +75,16 @@ class PrefillHandoff(Protocol):
 
     bootstrap_port: int
 
-    def announce(self, room: int, num_tokens: int) -> None: ...
+    def announce(self, room: int, num_tokens: int, admitted: bool = True) -> None:
+        """The request is here; decode's deadline for it ends. admitted: so are its pages, as after admit()."""
+
+    def admit(self, room: int) -> None:
+        """The request has pages: decode may allocate its own.
+
+        Always in this order. Were decode to grant pages to a prompt that queues here, while prompts that hold all
+        pages here queue there, both would wait for ever.
+        """
+
     def send(self, room: int, pages: Sequence[int], first: int) -> None:
         """Local pages that are complete; they become the room's pages first, first + 1, … at decode."""
 

@@ -33,6 +33,7 @@ from epd_runtime.disaggregation.handoff.wire import (
     Accept,
     Done,
     Join,
+    Known,
     PromptReady,
     ProtocolError,
     RoomFailed,
@@ -128,8 +129,13 @@ class DecodeRooms:
 
     # --- from prefill engines -------------------------------------------------------------------------------------
 
+    def known(self, peer: int, message: Known) -> None:
+        """Prefill's half is there and queues for pages: from now on only prefill's life counts."""
+        if (room := self._live(peer, message)) is not None:
+            room.deadline = float("inf")
+
     def prepared(self, peer: int, message: PromptReady) -> None:
-        """Prefill's half is there; raises ProtocolError when it was already."""
+        """Prefill has pages for its half; raises ProtocolError when it had before."""
         known = self._live(peer, message)
         if known is None or known.state is DecodeState.ABORTING:
             return
@@ -192,7 +198,7 @@ class DecodeRooms:
     def _emit(self, event: DecodeEvent) -> None:
         self.effects.append(Emit(event))
 
-    def _live(self, peer: int, message: PromptReady | Done | RoomFailed | AbortAck) -> DecodeRoom | None:
+    def _live(self, peer: int, message: Known | PromptReady | Done | RoomFailed | AbortAck) -> DecodeRoom | None:
         """The room that a message is about, if it can still hear from that peer."""
         known = self._rooms.get(message.room)
         if known is None or (known.peer, known.ticket) != (peer, message.ticket):

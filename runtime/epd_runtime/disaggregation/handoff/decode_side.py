@@ -207,6 +207,8 @@ class DecodeSide:
 
     def _message(self, peer: _Peer, message: wire.ToDecode) -> None:
         match message:
+            case wire.Known():
+                self._rooms.known(peer.number, message)
             case wire.PromptReady():
                 self._rooms.prepared(peer.number, message)
             case wire.Done():

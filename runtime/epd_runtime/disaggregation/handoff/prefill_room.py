@@ -8,7 +8,8 @@
     JOINED                                   ──fail, abort, loss──▶ ENDED: no event, the scheduler does not know it
 
 ANNOUNCED   the prompt is here, decode is not      JOINED   decode is here, the prompt is not
-PREPARED    decode allocates pages                 GRANTED  pages are written as they become ready
+PREPARED    both are here; once prefill has pages  GRANTED  pages are written as they become ready
+            (is_admitted), decode allocates its own
 DELIVERED   decode has everything and will say so  STOPPING a worker thread is still in a write
 """
 
@@ -60,6 +61,7 @@ class PrefillRoom:
     session: int | None = None
     ticket: int = 0
     deadline: float = float("inf")
+    is_admitted: bool = False  # prefill has pages for the prompt
     result: PrefillResult | None = None
     is_writing: bool = False
     started: float | None = None  # time.time() of the first write

@@ -36,6 +36,7 @@ from epd_runtime.disaggregation.handoff.wire import (
     Accept,
     Done,
     Join,
+    Known,
     PromptReady,
     ProtocolError,
     RoomFailed,
@@ -104,8 +105,8 @@ class PrefillRooms:
 
     # --- from the scheduler ---------------------------------------------------------------------------------------
 
-    def announce(self, room: int, num_tokens: int) -> None:
-        """Prefill's half of a room is here; the number is not in use by another one."""
+    def announce(self, room: int, num_tokens: int, admitted: bool = True) -> None:
+        """Prefill's half of a room is here; the number is not in use by another one. admitted: it has pages."""
         if not 0 <= room < MAX_ROOM:
             self._emit(Failed(room, 400, f"bootstrap_room {room} must be from 0 to 2^63 - 1"))
         elif num_tokens < 1:
@@ -114,13 +115,23 @@ class PrefillRooms:
         elif (tombstone := self._tombstones.get(room)) is not None:
             self._announce_over(tombstone)
         elif (known := self._rooms.get(room)) is not None:
-            known.num_tokens, known.deadline = num_tokens, float("inf")
-            self._prepared(known)
+            known.num_tokens, known.deadline, known.is_admitted = num_tokens, float("inf"), admitted
+            self._paired(known)
         elif len(self._rooms) >= MAX_ROOMS:
             self._emit(Failed(room, 503, f"prefill has {MAX_ROOMS} rooms; retry later"))
         else:
             deadline = self._clock() + self._bootstrap_seconds
-            self._rooms[room] = PrefillRoom(room, PrefillState.ANNOUNCED, num_tokens, deadline=deadline)
+            self._rooms[room] = PrefillRoom(
+                room, PrefillState.ANNOUNCED, num_tokens, deadline=deadline, is_admitted=admitted
+            )
+
+    def admit(self, room: int) -> None:
+        """An announced request has pages now; nothing if its room has ended meanwhile."""
+        known = self._announced(room)
+        if known is not None and not known.is_admitted:
+            known.is_admitted = True
+            if known.state is PrefillState.PREPARED:
+                self._say_prepared(known)
 
     def send(self, room: int, pages: Sequence[int], first: int) -> None:
         """Own pages that are complete; written once decode has granted its own."""
@@ -184,7 +195,7 @@ class PrefillRooms:
             self._join_over(session, message, tombstone)
         elif known is not None and known.state is PrefillState.ANNOUNCED:
             known.session, known.ticket, known.deadline = session, message.ticket, float("inf")
-            self._prepared(known)
+            self._paired(known)
         elif known is not None:
             self._refuse(session, message, 400, _IN_USE.format(room))
         elif len(self._rooms) >= MAX_ROOMS:
@@ -197,7 +208,7 @@ class PrefillRooms:
         known = self._joined_by(session, message)
         if known is None or known.state is PrefillState.STOPPING:
             return
-        if known.state is not PrefillState.PREPARED:
+        if known.state is not PrefillState.PREPARED or not known.is_admitted:
             raise ProtocolError(f"Accept for room {known.room}, which is {known.state.name}")
         if any(page >= self._sessions[session] for page in message.pages):
             raise ProtocolError(f"Accept for room {known.room} names page {max(message.pages)} beyond its pool")
@@ -277,9 +288,17 @@ class PrefillRooms:
             return None
         return known
 
-    def _prepared(self, room: PrefillRoom) -> None:
+    def _paired(self, room: PrefillRoom) -> None:
+        """Both halves are here."""
         assert room.session is not None
         room.advance(PrefillState.PREPARED)
+        if room.is_admitted:
+            self._say_prepared(room)
+        else:
+            self.effects.append(Send(room.session, Known(room.room, room.ticket)))
+
+    def _say_prepared(self, room: PrefillRoom) -> None:
+        assert room.session is not None
         self.effects.append(Send(room.session, PromptReady(room.room, room.ticket, room.num_tokens)))
 
     def _continue(self, room: PrefillRoom) -> None:

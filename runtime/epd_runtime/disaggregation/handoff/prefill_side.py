@@ -76,12 +76,16 @@ class PrefillSide:
 
     # --- the scheduler's calls: see handoff.PrefillHandoff --------------------------------------------------------
 
-    def announce(self, room: int, num_tokens: int) -> None:
-        """Tell decode how long the prompt is, as soon as it has joined."""
+    def announce(self, room: int, num_tokens: int, admitted: bool = True) -> None:
+        """The request of a room is here; admitted: so are its pages, and decode may allocate its own."""
         if self._events.open(room):
-            self._input(self._rooms.announce, room, num_tokens)
+            self._input(self._rooms.announce, room, num_tokens, admitted)
         else:
             self._input(self._rooms.announced_twice, room)
+
+    def admit(self, room: int) -> None:
+        """An announced request has pages now."""
+        self._input(self._rooms.admit, room)
 
     def send(self, room: int, pages: Sequence[int], first: int) -> None:
         """Pages of the own pool that are complete."""

@@ -6,7 +6,8 @@ one msgpack message of at most MAX_FRAME bytes (MAX_HELLO before the two know ea
     decode → prefill                                  prefill → decode
     Hello      first, and once                        Welcome     first: the engines fit, or
                                                       Refused     the reason why not; the connection ends
-    Join       the request of a room is here          Prepared    prefill's half is here too; its length
+    Join       the request of a room is here          Known       prefill's half is here too, and queues for pages
+                                                      Prepared    it has pages; the prompt's length
     Accept     pages for it, granted                  Done        every page is in decode's memory
     Taken      the room has ended well                RoomFailed  the room has ended; prefill writes no more
     Abort      decode leaves the room                 AbortAck    the room has ended; prefill writes no more
@@ -16,9 +17,10 @@ A room number may be used again as soon as it has ended on one side, while messa
 their way. So decode draws a ticket for each join; every message about a room carries it, and so does every write. A
 message with another ticket than the room's present one is ignored.
 
-After its Join a room hears, in this order: at most one Prepared, then at most one Done, then possibly RoomFailed or
-AbortAck; Done answered by Taken, RoomFailed and AbortAck are ends. Messages cross: either side ignores one for a room
-that it does not know (any more). A message that fits no crossing is a ProtocolError and ends the connection.
+After its Join a room hears, in this order: at most one Known, at most one Prepared, then at most one Done, then
+possibly RoomFailed or AbortAck; Done answered by Taken, RoomFailed and AbortAck are ends. Messages cross: either side
+ignores one for a room that it does not know (any more). A message that fits no crossing is a ProtocolError and ends
+the connection.
 """
 
 from __future__ import annotations
@@ -103,8 +105,15 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Known(msgspec.Struct, frozen=True, tag=True):
+    """Prefill has its half and will say Prepared; until then no deadline runs."""
+
+    room: Room
+    ticket: Ticket
+
+
 class PromptReady(msgspec.Struct, frozen=True, tag="Prepared"):
-    """Prefill has its half; its prompt has num_tokens tokens."""
+    """Prefill has pages for its half; the prompt has num_tokens tokens."""
 
     room: Room
     ticket: Ticket
@@ -137,7 +146,7 @@ class AbortAck(msgspec.Struct, frozen=True, tag=True):
 
 
 ToPrefill: TypeAlias = Join | Accept | Taken | Abort | Ping
-ToDecode: TypeAlias = Welcome | Refused | PromptReady | Done | RoomFailed | AbortAck | Ping
+ToDecode: TypeAlias = Welcome | Refused | Known | PromptReady | Done | RoomFailed | AbortAck | Ping
 Message: TypeAlias = Hello | ToPrefill | ToDecode
 
 _encoder = msgspec.msgpack.Encoder()
