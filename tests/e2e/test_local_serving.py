@@ -154,6 +154,7 @@ BAD_BODIES: dict[str, dict[str, Any] | bytes] = {
     "a file": with_image("file:///etc/passwd"),
     "too long": {"messages": [{"role": "user", "content": "word " * 9000}]},
     "too many tokens": {"messages": HELLO, "max_tokens": 10**6},
+    "more tokens than a number holds": {"messages": HELLO, "max_tokens": 10**30},
     "negative max_tokens": {"messages": HELLO, "max_tokens": -1},
     "temperature": {"messages": HELLO, "temperature": "hot"},
     "n": {"messages": HELLO, "n": 0},

@@ -14,6 +14,7 @@ from epd_runtime.messages import SamplingParams
 
 TO_END_OF_CONTEXT = -1  # max_new_tokens: as many as the context allows
 MAX_SAMPLES = 128
+MAX_NEW_TOKENS = 1 << 31  # more than any context; what a message can carry
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 256
@@ -85,7 +86,7 @@ def _max_new_tokens(asked: int | None) -> int:
         return TO_END_OF_CONTEXT
     if asked < 1:
         raise bad_request(f"max_tokens must be at least 1, not {asked}", "max_tokens")
-    return asked
+    return min(asked, MAX_NEW_TOKENS)
 
 
 def _top_k(asked: int) -> int:
