@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epd_runtime.disaggregation.handoff import decode_rooms, prefill_rooms, wire
+from epd_runtime.disaggregation.handoff import decode_rooms, prefill_effects, wire
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received, Sent
 from epd_runtime.disaggregation.handoff.decode_room import DecodeRoom, DecodeState
 from epd_runtime.disaggregation.handoff.decode_rooms import DecodeRooms
@@ -258,16 +258,16 @@ class World:
             while self.decode.effects:
                 self.perform_decode(self.decode.effects.popleft())
 
-    def perform_prefill(self, effect: prefill_rooms.Effect) -> None:
+    def perform_prefill(self, effect: prefill_effects.Effect) -> None:
         match effect:
-            case prefill_rooms.Send():
+            case prefill_effects.Send():
                 if effect.session == self.session:
                     self.to_decode.append(effect.message)
-            case prefill_rooms.Emit():
+            case prefill_effects.Emit():
                 self.prefill_events.emit(effect.event)
-            case prefill_rooms.Write():
+            case prefill_effects.Write():
                 self.copies.append(Copy(effect.session, effect.room, effect.ticket, list(effect.entries)))
-            case prefill_rooms.StopWriting():
+            case prefill_effects.StopWriting():
                 next(copy for copy in self.copies if copy.room == effect.room).stopped = True
 
     def perform_decode(self, effect: decode_rooms.Effect) -> None:
@@ -468,7 +468,7 @@ def test_a_room_in_use_is_refused_to_a_second_decode_engine_only() -> None:
     run(world, "announce", "join", "deliver_to_prefill")
     world.prefill.session_opened(99, LAYOUT.num_pages)
     world.prefill.joined(99, wire.Join(0, 7))
-    sent = [effect for effect in world.prefill.effects if isinstance(effect, prefill_rooms.Send)]
+    sent = [effect for effect in world.prefill.effects if isinstance(effect, prefill_effects.Send)]
     assert [(effect.session, type(effect.message)) for effect in sent] == [(99, wire.RoomFailed)]
     world.prefill.effects.clear()
     run(world, "deliver_to_decode", "send", "finish", *HAPPY)
@@ -484,7 +484,7 @@ def test_impossible_room_numbers_fail(room: int) -> None:
     world.prefill.fail(room, 500, "")
     emitted = [*world.decode.effects, *world.prefill.effects]
     assert [
-        effect.event.status for effect in emitted if isinstance(effect, decode_rooms.Emit | prefill_rooms.Emit)
+        effect.event.status for effect in emitted if isinstance(effect, decode_rooms.Emit | prefill_effects.Emit)
     ] == [400, 400]  # type: ignore[union-attr]
     assert world.decode.num_rooms == world.prefill.num_rooms == 0
     world.close()

@@ -21,12 +21,11 @@ Tombstones and rooms are bounded in number: the oldest tombstone goes, a room to
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillEvent, PrefillResult, Sent
+from epd_runtime.disaggregation.handoff.prefill_effects import Effect, Emit, Send, StopWriting, Write
 from epd_runtime.disaggregation.handoff.prefill_room import PageError, PrefillRoom, PrefillState
 from epd_runtime.disaggregation.handoff.tombstones import Tombstone, Tombstones
 from epd_runtime.disaggregation.handoff.wire import (
@@ -41,48 +40,11 @@ from epd_runtime.disaggregation.handoff.wire import (
     ProtocolError,
     RoomFailed,
     Taken,
-    ToDecode,
 )
 from epd_runtime.kvcache.layout import KVLayout
-from epd_runtime.transfer.base import Entry
 
 MAX_ROOMS = 65536
 _IN_USE = "room {} is in use by another request"
-
-
-@dataclasses.dataclass(frozen=True)
-class Send:
-    """Send a message to a decode engine."""
-
-    session: int
-    message: ToDecode
-
-
-@dataclasses.dataclass(frozen=True)
-class Emit:
-    """Tell the scheduler."""
-
-    event: PrefillEvent
-
-
-@dataclasses.dataclass(frozen=True)
-class Write:
-    """Write entries in the session's worker; answer by written()."""
-
-    session: int
-    room: int
-    ticket: int
-    entries: list[Entry]
-
-
-@dataclasses.dataclass(frozen=True)
-class StopWriting:
-    """Let the write of the room end soon."""
-
-    room: int
-
-
-Effect: TypeAlias = Send | Emit | Write | StopWriting
 
 
 class PrefillRooms:

@@ -23,7 +23,8 @@ from epd_runtime.disaggregation.handoff.env import HandoffTimes
 from epd_runtime.disaggregation.handoff.events import RoomEvents
 from epd_runtime.disaggregation.handoff.link import Link
 from epd_runtime.disaggregation.handoff.loop import Arguments, LoopThread
-from epd_runtime.disaggregation.handoff.prefill_rooms import Effect, Emit, PrefillRooms, Send, StopWriting, Write
+from epd_runtime.disaggregation.handoff.prefill_effects import Effect, Emit, Send, StopWriting, Write
+from epd_runtime.disaggregation.handoff.prefill_rooms import PrefillRooms
 from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.transfer.base import get_backend
 from epd_runtime.transfer.writer import Job, Outcome, Writer
