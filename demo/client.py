@@ -53,7 +53,9 @@ async def ask(session: aiohttp.ClientSession, url: str, question: str, images: S
 
 
 async def _read(response: aiohttp.ClientResponse, sent_at: float, started: float) -> Reply:
-    text, ttft, usage, timings, done = "", 0.0, {}, [], False
+    text, ttft, done = "", 0.0, False
+    usage: dict[str, int] = {}
+    timings: list[dict[str, Any]] = []
     async for line in response.content:
         if not line.startswith(b"data: "):
             continue

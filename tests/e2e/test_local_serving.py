@@ -24,8 +24,9 @@ import aiohttp
 import openai
 import psutil
 import pytest
-from demo.digits import NumberImage, heldout
 from PIL import Image
+
+from demo.digits import NumberImage, heldout
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifests" / "examples" / "01-handwriting-epd.yaml"

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
 from tests.operator.groups import manifest, role
 
 SERVER = """

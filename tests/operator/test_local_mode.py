@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from tests.operator.conftest import Rbg, wait_for
 from tests.operator.groups import role
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.groups import manifest, role
 
 from rbg_operator.api.parse import parse_group
 from rbg_operator.local import hosts
@@ -30,6 +29,7 @@ from rbg_operator.local.report import GroupReport, GroupState, PodReport, RoleRe
 from rbg_operator.local.state import base_folder, claim, is_running, running
 from rbg_operator.plan.actions import PodId
 from rbg_operator.plan.processes import plan_process
+from tests.operator.groups import manifest, role
 
 
 @given(st.text(max_size=20), st.text(max_size=5))

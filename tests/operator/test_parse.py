@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.groups import manifest, role
 
 from rbg_operator.api.model import RestartPolicy
 from rbg_operator.api.parse import parse_group, parse_manifest
 from rbg_operator.api.problems import ManifestError
+from tests.operator.groups import manifest, role
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "01-handwriting-epd.yaml"
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.groups import manifest, role
 
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.api.parse import parse_group
 from rbg_operator.plan.actions import ObservedPod, Phase, PodId, Restart, Start, Stop, actions, is_ready, waiting_for
 from rbg_operator.plan.names import headless_service, ordinal_service, pod_name, workload_name
 from rbg_operator.plan.order import dependents, start_order
+from tests.operator.groups import manifest, role
 
 
 def epd(encoders: int = 2) -> RoleBasedGroup:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.groups import manifest, role
 
 from rbg_operator.api.model import Role, RoleBasedGroup
 from rbg_operator.api.parse import parse_group, parse_manifest
@@ -20,6 +19,7 @@ from rbg_operator.plan.expand import expand
 from rbg_operator.plan.kinds import KIND_LABEL, RoleKind, role_kind, serving_port
 from rbg_operator.plan.probes import AliveProbe, ExecProbe, HttpProbe, TcpProbe
 from rbg_operator.plan.processes import ignored_fields, plan_all, plan_process
+from tests.operator.groups import manifest, role
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "01-handwriting-epd.yaml"
 

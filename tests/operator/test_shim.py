@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.operator.conftest import wait_for
 
 from rbg_operator.local.orphans import SHIM_PATH
+from tests.operator.conftest import wait_for
 
 # A command that leaves children in every way there is: a child, a child of a child that died, one in its own session.
 FAMILY = """

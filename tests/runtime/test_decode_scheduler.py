@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_handoff import ScriptedHandoff
 
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received
@@ -14,6 +13,7 @@ from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.pool import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams, TokenOutput
+from scripted_handoff import ScriptedHandoff
 
 VOCAB = 100
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_models import make_llama
-from reference import TextReference
 
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
@@ -18,6 +16,8 @@ from epd_runtime.kvcache.pool import KVPool, PageAllocator, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
 from epd_runtime.model_config import load_model_config
 from epd_runtime.models.registry import load_language_model
+from random_models import make_llama
+from reference import TextReference
 
 PAGE = 16
 PAGES = 60

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.runtime.handoff_peer import HOST, LAYOUT, NUM_TOKENS, PAGE_BYTES, ROOMS, pages_of, result_of
 
 from epd_runtime.disaggregation.handoff.contract import Failed, Prepared, Received, Sent
 from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
 from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
 from epd_runtime.transfer.base import Pool, allocate_pool
+from tests.runtime.handoff_peer import HOST, LAYOUT, NUM_TOKENS, PAGE_BYTES, ROOMS, pages_of, result_of
 
 PEER = Path(__file__).with_name("handoff_peer.py")
 Start = Callable[..., "subprocess.Popen[str]"]

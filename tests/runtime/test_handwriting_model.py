@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
 from demo.batches import Example, Processor
 from demo.conversation import NO_IMAGE_ANSWER, answer_for, numbers_in, user_message
 from demo.digits import Split, digits_of, heldout, render, split_rows
@@ -26,11 +32,6 @@ from demo.evaluate import (
 from demo.muon import orthogonalized
 from demo.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from demo.train import Settings, train
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "handwriting"
 LARGEST_TOTAL = 5_000_000  # bytes

@@ -20,8 +20,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from deployments import MODES, Deployment, deploy
 from PIL import Image
+
+from deployments import MODES, Deployment, deploy
 from random_models import make_llama, make_qwen2_5_vl
 from reference import TextReference, VisionReference
 

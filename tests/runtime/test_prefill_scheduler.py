@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_handoff import ScriptedHandoff
 
 from epd_runtime.disaggregation.handoff.contract import Failed, Sent
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
@@ -13,6 +12,7 @@ from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.pool import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
+from scripted_handoff import ScriptedHandoff
 
 PAGE = 8
 

@@ -28,6 +28,7 @@ from epd_runtime.messages import ImageInput
 
 sys.path.insert(0, str(Path(__file__).parent))
 from server_harness import ScriptedServer, scripted
+
 from servers import free_port
 
 CHAT = "/v1/chat/completions"

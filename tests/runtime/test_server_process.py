@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from server_harness import HANDWRITING, SILENT, SLOW, ScriptedServer, scripted, start_scripted
+
 from servers import free_port
 
 CHAT = "/v1/chat/completions"
