@@ -121,6 +121,7 @@ class Live(_K8s, frozen=True):
     spec: msgspec.Raw = msgspec.Raw(b"null")
     data: msgspec.Raw = msgspec.Raw(b"null")
     status: msgspec.Raw = msgspec.Raw(b"null")
+    revision: int = 0  # ControllerRevisions only
 
     def body(self, key: str) -> Any:
         """spec, data or status, decoded; None when absent."""
@@ -139,6 +140,7 @@ class Snapshot:
     pods: tuple[Pod, ...] = ()
     objects: Mapping[ObjectKey, Live] = field(default_factory=dict)  # all but pods, found by label
     foreign: frozenset[ObjectKey] = frozenset()  # names we need that belong to somebody else
+    refused: Mapping[ObjectKey, str] = field(default_factory=dict)  # the API server's words on our last attempt to apply
     status: Json = field(default_factory=dict)  # the group's status as last written; any shape, it is only read
     status_written_at: float = 0.0  # seconds since the epoch; 0 when unknown
     finalizers: tuple[str, ...] = ()

@@ -51,8 +51,16 @@ class Delete:
 
 @dataclass(frozen=True)
 class WriteStatus:
-    """Replace the group's status."""
+    """Replace the status of the object that was planned for: a group or a set of groups."""
 
+    status: Json
+
+
+@dataclass(frozen=True)
+class WriteAdapterStatus:
+    """Replace the status of one RoleBasedGroupScalingAdapter of the group."""
+
+    name: str
     status: Json
 
 
@@ -65,7 +73,7 @@ class Emit:
     message: str
 
 
-Step: TypeAlias = AddFinalizer | RemoveFinalizer | Apply | Delete | WriteStatus | Emit
+Step: TypeAlias = AddFinalizer | RemoveFinalizer | Apply | Delete | WriteStatus | WriteAdapterStatus | Emit
 
 
 @dataclass(frozen=True)
