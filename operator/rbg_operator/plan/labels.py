@@ -21,6 +21,7 @@ POD_NAME = "statefulset.kubernetes.io/pod-name"  # likewise
 
 # On our ControllerRevisions only.
 GROUP_REVISION = PREFIX + "group-revision"
+REVISION_NUMBER = PREFIX + "revision-number"  # annotation: their field `revision`, which metadata-only reads leave out
 
 # On groups made by a RoleBasedGroupSet.
 SET_NAME = PREFIX + "groupset-name"

@@ -118,10 +118,10 @@ class Live(_K8s, frozen=True):
     """Any other object of a group as the API server holds it; bodies stay raw JSON until compared."""
 
     metadata: Metadata
+    api_version: str = ""  # absent from items of a list of a built-in kind
     spec: msgspec.Raw = msgspec.Raw(b"null")
     data: msgspec.Raw = msgspec.Raw(b"null")
     status: msgspec.Raw = msgspec.Raw(b"null")
-    revision: int = 0  # ControllerRevisions only
 
     def body(self, key: str) -> Any:
         """spec, data or status, decoded; None when absent."""
