@@ -1,0 +1,100 @@
+"""The objects of a group, read and written through kubectl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import msgspec
+
+from rbg_operator.api.documents import Json
+from rbg_operator.kubectl.errors import UnknownNameError, unknown
+from rbg_operator.kubectl.kubectl import Kubectl, KubectlError
+from rbg_operator.kubectl.read import mappings, number, text
+from rbg_operator.plan import labels
+from rbg_operator.plan.observed import Pod
+
+GROUPS = "rolebasedgroups.workloads.x-k8s.io"
+ADAPTERS = "rolebasedgroupscalingadapters.workloads.x-k8s.io"
+FIELD_MANAGER = "kubectl-rbg"
+ATTEMPTS = 5
+
+
+class _PodList(msgspec.Struct):
+    items: tuple[Pod, ...] = ()
+
+
+def get_group(kubectl: Kubectl, name: str) -> Json:
+    """The group; raises UnknownNameError, or KubectlError for everything else."""
+    try:
+        return kubectl.json("get", GROUPS, name)
+    except KubectlError as error:
+        if error.reason != "NotFound":
+            raise
+        raise _no_group(kubectl, name) from error
+
+
+def get_groups(kubectl: Kubectl, everywhere: bool) -> list[Json]:
+    """All groups of the namespace, or of all namespaces."""
+    return mappings(kubectl.json("get", GROUPS, *(["--all-namespaces"] if everywhere else [])), "items")
+
+
+def get_pods(kubectl: Kubectl, group: str = "", role: str = "") -> tuple[Pod, ...]:
+    """The pods of a group, or of one of its roles."""
+    selector = f"{labels.GROUP_NAME}={group}" + (f",{labels.ROLE_NAME}={role}" if role else "")
+    output = kubectl.run("get", "pods", "-l", selector, "-o", "json")
+    try:
+        return msgspec.json.decode(output, type=_PodList).items
+    except msgspec.MsgspecError as error:
+        raise KubectlError(f"kubectl get pods printed something else: {error}") from error
+
+
+def get_adapters(kubectl: Kubectl, group: str) -> list[Json]:
+    """The scaling adapters of a group; none where the cluster does not know the kind."""
+    try:
+        return mappings(kubectl.json("get", ADAPTERS, "-l", f"{labels.GROUP_NAME}={group}"), "items")
+    except KubectlError as error:
+        if error.reason in ("NoKind", "NotFound"):
+            return []
+        raise
+
+
+def get_revisions(kubectl: Kubectl, group: Json) -> list[Json]:
+    """The group's ControllerRevisions, oldest first; those of a deleted group of the same name are left out."""
+    uid, name = text(group, "metadata", "uid"), text(group, "metadata", "name")
+    selector = f"{labels.GROUP_NAME}={name},{labels.GROUP_REVISION}"
+    found = mappings(kubectl.json("get", "controllerrevisions.apps", "-l", selector), "items")
+    owned = [
+        item for item in found if any(text(o, "uid") == uid for o in mappings(item, "metadata", "ownerReferences"))
+    ]
+    return sorted(owned, key=lambda item: number(item, "revision"))
+
+
+def replace(kubectl: Kubectl, group: Json) -> Json:
+    """Write a whole group that was read before. Raises KubectlError, reason Conflict if it was edited since."""
+    return kubectl.json("replace", "-f", "-", f"--field-manager={FIELD_MANAGER}", stdin=json.dumps(group))
+
+
+def edit(kubectl: Kubectl, name: str, change: Callable[[Json], Json]) -> Json:
+    """Read, change, write; again if somebody else wrote in between: for changes that hold whatever else was edited."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return replace(kubectl, change(get_group(kubectl, name)))
+        except KubectlError as error:
+            if error.reason != "Conflict" or attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _no_group(kubectl: Kubectl, name: str) -> UnknownNameError:
+    namespace = current_namespace(kubectl)
+    known = [text(group, "metadata", "name") for group in get_groups(kubectl, everywhere=False)]
+    hint = "choose a namespace with -n, or list the groups of all with: kubectl rbg status -A"
+    return unknown(f'no RoleBasedGroup "{name}" in namespace {namespace}', name, known, hint)
+
+
+def current_namespace(kubectl: Kubectl) -> str:
+    """The namespace that the flags or the kubeconfig choose."""
+    if kubectl.namespace:
+        return kubectl.namespace
+    return kubectl.run("config", "view", "--minify", "-o", "jsonpath={..namespace}").strip() or "default"
