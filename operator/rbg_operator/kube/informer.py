@@ -1,6 +1,6 @@
 """Keeps a store true to the cluster: paged list, then a watch from there on, for as long as run() runs.
 
-A watch that ends or breaks is resumed where it stood, after a pause that grows while rounds are short (0.1 s to 30 s,
+A watch that ends or breaks is resumed where it stood, after a pause that grows while rounds are short (0.1 s to 10 s,
 with jitter). When the server has forgotten that point (410), everything is listed again and what vanished meanwhile is
 told as deleted. Every request and every silence has its deadline (client.py), so a server that hangs is only another
 broken watch.
@@ -20,14 +20,14 @@ from rbg_operator.kube.client import WATCH_SECONDS, Client
 from rbg_operator.kube.decoding import KubeObject
 from rbg_operator.kube.errors import ApiError
 from rbg_operator.kube.resources import Resource
-from rbg_operator.kube.store import Key, OnChange, Store, newer
+from rbg_operator.kube.store import Key, OnChange, Store
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=KubeObject)
 
 FIRST_PAUSE = 0.1
-MAX_PAUSE = 30.0
+MAX_PAUSE = 10.0
 HEALTHY_SECONDS = 5.0
 
 
@@ -60,7 +60,7 @@ class Informer(Generic[T]):
         self._metadata_only = metadata_only
         self._limit = limit
         self._scopes: tuple[str | None, ...] = tuple(namespaces) or (None,)
-        self._versions: dict[str | None, str] = {}
+        self._unlisted = set(self._scopes)
         self._heard = dict.fromkeys(self._scopes, time.monotonic())
 
     @property
@@ -75,31 +75,29 @@ class Informer(Generic[T]):
                 group.create_task(self._follow(scope))
 
     def put_written(self, written: T) -> None:
-        """The answer of a write of ours: what we just did is known before the watch tells it.
-
-        An answer older than what the watch has reached is ignored: the watch told that change, and any deletion since.
-        """
-        namespace = written.metadata.namespace
-        reached = self._versions.get(namespace if namespace in self._scopes else None)
-        if reached is None or newer(written, reached, unknown=True):
-            self.store.put(written)
+        """The answer of a write of ours: what we just did is known before the watch tells it."""
+        self.store.put_written(written)
 
     async def _follow(self, scope: str | None) -> None:
         pause, complaint, listed = FIRST_PAUSE, "", False
         while True:
-            began, asked = time.monotonic(), 0.0
+            began, trouble = time.monotonic(), None
             try:
                 if not listed:
                     await self._list(scope)
                     listed = True
                 await self._watch(scope)
-                complaint = ""
             except ApiError as error:
                 listed = listed and not error.expired
-                asked = min(error.retry_after or 0.0, MAX_PAUSE)
-                complaint = self._complain(scope, complaint, error)
-            pause = FIRST_PAUSE if time.monotonic() - began > HEALTHY_SECONDS else min(2 * pause, MAX_PAUSE)
+                trouble = error
+            if time.monotonic() - began > HEALTHY_SECONDS:
+                pause, complaint = FIRST_PAUSE, ""
+            if trouble is not None and trouble.reason != complaint:  # said once, not at each attempt
+                log.warning("%s of %s: watch interrupted: %s", self.resource.plural, scope or "all namespaces", trouble)
+                complaint = trouble.reason
+            asked = min(trouble.retry_after or 0.0, MAX_PAUSE) if trouble is not None else 0.0
             await asyncio.sleep(asked + pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, MAX_PAUSE)
 
     async def _list(self, scope: str | None) -> None:
         listed: set[Key] = set()
@@ -119,8 +117,8 @@ class Informer(Generic[T]):
                     listed.add((item.metadata.namespace, item.metadata.name))
                     self.store.put(item)
         self.store.replace(scope, listed, moment)
-        self._versions[scope] = moment
-        if len(self._versions) == len(self._scopes):
+        self._unlisted.discard(scope)
+        if not self._unlisted:
             self.synced.set()
 
     async def _watch(self, scope: str | None) -> None:
@@ -128,7 +126,7 @@ class Informer(Generic[T]):
             self.resource,
             scope,
             self._type,
-            resource_version=self._versions[scope],
+            resource_version=self.store.reached(scope),
             selector=self._selector,
             timeout_seconds=random.randint(WATCH_SECONDS, 2 * WATCH_SECONDS),
             metadata_only=self._metadata_only,
@@ -136,15 +134,8 @@ class Informer(Generic[T]):
         async with contextlib.aclosing(events):
             async for event in events:
                 self._heard[scope] = time.monotonic()
-                self._versions[scope] = event.resource_version
                 if event.type == "DELETED":
                     self.store.delete(event.object)
                 elif event.type != "BOOKMARK":
                     self.store.put(event.object)
-
-    def _complain(self, scope: str | None, before: str, error: ApiError) -> str:
-        """One line for each new trouble, none for its repetitions."""
-        if error.reason != before:
-            where = f"namespace {scope}" if scope else "all namespaces"
-            log.warning("watching %s in %s is interrupted: %s", self.resource.plural, where, error)
-        return error.reason
+                self.store.reach(scope, event.resource_version)
