@@ -142,6 +142,15 @@ def test_a_late_answer_does_not_bring_back_what_was_deleted() -> None:
     assert store.get("ns", "a") is None
 
 
+def test_a_list_and_the_answers_of_writes_around_it() -> None:
+    store: Store[Thing] = Store(lambda old, new: None)
+    store.put_written(thing("later", 6))
+    store.put_written(thing("sooner", 4))
+    store.replace(None, set(), "5")
+    store.put_written(thing("late", 5))
+    assert [item.metadata.name for item in store] == ["later"]
+
+
 def test_deletion_of_a_predecessor_leaves_the_successor() -> None:
     store: Store[Thing] = Store(lambda old, new: None)
     store.put_written(thing("a", 9, uid="second"))
