@@ -174,7 +174,7 @@ def test_any_group_can_be_shown(data: st.DataObject) -> None:
     value = copy.deepcopy(ROLLING)
     for _ in range(data.draw(st.integers(1, 4))):
         container, key = data.draw(st.sampled_from(list(places(value))))
-        container[key] = data.draw(LEAVES)
+        container[key] = copy.deepcopy(data.draw(LEAVES))
     view = group_view(value, ROLLING_PODS)
     assert render(view, NOW)
     assert outcome(view)[1]
