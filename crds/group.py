@@ -15,44 +15,35 @@ NODES_OF_ANOTHER = (
     "r.name.endsWith('-nodes') && self.roles.exists(o, "
     "o.name + '-nodes' == r.name && o.?leaderWorkerSet.size.orValue(1) > 1)"
 )
-UNKNOWN_TEMPLATE = "has(r.templateRef) && !self.?roleTemplates.orValue([]).exists(t, t.name == r.templateRef.name)"
-
-
-def _roles_of(condition: str) -> str:
-    """CEL: the names of the roles r for which the condition holds, as text."""
-    return f"self.roles.filter(r, {condition}).map(r, r.name).join(', ')"
+UNKNOWN_TEMPLATE = (
+    "has(r.templateRef) && (!has(self.roleTemplates) || !self.roleTemplates.exists(t, t.name == r.templateRef.name))"
+)
 
 
 def _no_role(condition: str, message: str) -> Schema:
-    """A rule that no role r may break; its message begins with the names of those that do."""
+    """A rule that no role r may break; its message has the names of those that do."""
     return rule(
         f"!self.roles.exists(r, {condition})",
         f"a role {message}",
-        detail=f"'role ' + {_roles_of(condition)} + {' ' + message!r}",
+        detail=f"'role %s {message}'.format([self.roles.map(r, {condition}, r.name)])",
         at=".roles",
     )
 
 
 SPEC_RULES = (
-    _no_role(
-        UNKNOWN_DEPENDENCY, "depends on a role that this group does not have; correct dependencies or add the role"
-    ),
-    _no_role(
-        ORDINAL_OF_ANOTHER, "is named like a pod of another role, whose Service would have the same name; rename one"
-    ),
+    _no_role(UNKNOWN_DEPENDENCY, "depends on a role that is not in this group; correct dependencies or add the role"),
+    _no_role(ORDINAL_OF_ANOTHER, "is named like a pod of another role, so two Services have one name; rename one"),
     _no_role(NODES_OF_ANOTHER, "is named like the nodes Service of another role; rename one"),
-    _no_role(
-        UNKNOWN_TEMPLATE, "has a templateRef that is not in spec.roleTemplates; correct its name or add the template"
-    ),
+    _no_role(UNKNOWN_TEMPLATE, "has a templateRef that is not in spec.roleTemplates; correct it or add the template"),
     rule(
-        f"self.?coordination.orValue([]).all(c, sets.contains({NAMES}, c.roles))",
-        "names a role that this group does not have; correct the name or add the role",
+        f"!has(self.coordination) || self.coordination.all(c, sets.contains({NAMES}, c.roles))",
+        "names a role that is not in this group; correct the name or add the role",
         at=".coordination",
     ),
     rule(
         "!has(self.coordination) || self.coordination.all(a, self.coordination.all(b, a.name == b.name || "
         "!sets.intersects(a.roles, b.roles)))",
-        "a role is in two coordinations; keep it in one",
+        "has a role in two coordinations; keep it in one",
         at=".coordination",
     ),
 )

@@ -13,23 +13,22 @@ READY = condition_column("Ready", "Ready", "status", "Whether everything runs th
 PROGRESSING = condition_column("Progressing", "Progressing", "reason", "What is being done, or why nothing", wide=True)
 MESSAGE = condition_column("Message", "Progressing", "message", "The same in words", wide=True)
 
-LABEL_NAME = record(
-    "Standard metadata; name is a DNS-1123 label",
-    {"name": dns_label("Name of the object; at most 52 characters together with the name of a role", MAX_NAME)},
-)
-TOO_LONG = "at most 52 characters fit into the names derived from it; shorten the group's or the role's name"
+# Of metadata, a schema may restrict the name and nothing else.
+LABEL_NAME: Schema = {"type": "object", "properties": {"name": {**dns_label("", MAX_NAME)}}}
+MAX_GROUPS = 10_000
+LONGEST = 52  # characters of <group>-<role>
+SET_NUMBER = 5  # characters of the number that a set adds to its name: -9999 at most
 
 
-def _fits(name: str, roles: str) -> Schema:
-    """The rule that `<name>-<role>` has at most 52 characters; `name` is a CEL string."""
-    too_long = f"{roles}.filter(r, size({name}) + size(r.name) > 51)"
+def _names_fit(roles: str, longest: int) -> Schema:
+    """The rule that the object's name, "-" and the name of each role have at most `longest` characters."""
+    too_long = f"size(self.metadata.name) + 1 + size(r.name) > {longest}"
+    message = f"<metadata.name>-<role> has more than {longest} characters; shorten one of the two names"
     return rule(
-        f"{too_long}.size() == 0",
-        f"the name of the group and of a role: {TOO_LONG}",
-        detail=f"{name} + '-' + {too_long}[0].name + ': {TOO_LONG}'".replace("group's", r"group\'s").replace(
-            "role's", r"role\'s"
-        ),
-        at=f".{roles.removeprefix('self.')}",
+        f"!{roles}.exists(r, {too_long})",
+        message,
+        detail=f"'role %s: {message}'.format([{roles}.map(r, {too_long}, r.name)])",
+        at=roles.removeprefix("self"),
     )
 
 
@@ -42,7 +41,7 @@ def group() -> Schema:
         spec=group_spec("What the group shall be", described=True),
         status=GROUP_STATUS,
         metadata=LABEL_NAME,
-        rules=[_fits("self.metadata.name", "self.spec.roles")],
+        rules=[_names_fit("self.spec.roles", LONGEST)],
         short="rbg",
         categories=["all", "inference"],
         columns=[
@@ -57,14 +56,13 @@ def group() -> Schema:
 
 def group_set() -> Schema:
     """RoleBasedGroupSet."""
-    last = "self.metadata.name + '-' + string(self.spec.replicas)"
     return definition(
         "RoleBasedGroupSet",
         "A number of equal RoleBasedGroups, named `<set>-0`, `<set>-1` and so on.",
         spec=record(
             "What the set shall be",
             {
-                "replicas": integer("Number of groups", default=1),
+                "replicas": integer("Number of groups", default=1, maximum=MAX_GROUPS),
                 "template": group_spec(
                     "spec of every group; see `kubectl explain rbg.spec` for all fields", described=False
                 ),
@@ -73,7 +71,7 @@ def group_set() -> Schema:
         ),
         status=SET_STATUS,
         metadata=LABEL_NAME,
-        rules=[_fits(last, "self.spec.template.roles")],
+        rules=[_names_fit("self.spec.template.roles", LONGEST - SET_NUMBER)],
         short="rbgs",
         categories=["all", "inference"],
         columns=[

@@ -108,16 +108,16 @@ def _resolve(node: Schema, described: bool) -> Schema:
     for key in ("items", "additionalProperties"):
         if key in merged:
             merged[key] = _resolve(merged[key], described)
-    _default_list_keys(merged)
-    return merged
+    return default_list_keys(merged)
 
 
-def _default_list_keys(node: Schema) -> None:
+def default_list_keys(node: Schema) -> Schema:
     """A key of a list is required or has a default. No other default is kept: Kubernetes sets them on the workload."""
     for key in node.get("x-kubernetes-list-map-keys", ()):
         item = node["items"]
         if key not in item.get("required", ()):
             item["properties"][key]["default"] = KEY_DEFAULTS[key]
+    return node
 
 
 def _written_here(name: str) -> Schema:

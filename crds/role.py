@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crds.kubernetes import pod_template, structural
+from crds.kubernetes import default_list_keys, pod_template, structural
 from crds.rollout import ROLLOUT_STRATEGY
 from crds.schema import (
     DNS_LABEL,
@@ -25,7 +25,6 @@ MAX_DEPENDENCIES = 32
 
 DEPLOYMENT = "self.?workload.kind.orValue('StatefulSet') == 'Deployment'"
 PARTITION = "self.?rolloutStrategy.?rollingUpdate.?partition.orValue(0)"
-MAX_SURGE = "self.?rolloutStrategy.?rollingUpdate.?maxSurge.orValue(0)"
 
 ROLE_RULES = (
     rule(
@@ -49,7 +48,7 @@ ROLE_RULES = (
         at=".rolloutStrategy.rollingUpdate.partition",
     ),
     rule(
-        f"!({DEPLOYMENT}) || {PARTITION} in [0, '0%']",
+        f"!({DEPLOYMENT}) || {PARTITION} == 0 || {PARTITION} == '0%'",
         "a Deployment has no ordinals, so no partition; use paused, or a StatefulSet",
         at=".rolloutStrategy.rollingUpdate.partition",
     ),
@@ -144,7 +143,7 @@ def _engine_runtimes(described: bool) -> Schema:
 
 
 def _service_ports(described: bool) -> Schema:
-    return {
+    ports = {
         "description": "Ports of the Service `s-<group>-<role>`; DNS needs none",
         "type": "array",
         "maxItems": 100,
@@ -152,6 +151,7 @@ def _service_ports(described: bool) -> Schema:
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["port", "protocol"],
     }
+    return default_list_keys(ports)
 
 
 def role(described: bool) -> Schema:

@@ -34,7 +34,7 @@ ROLLING_UPDATE = record(
     },
     rules=[
         rule(
-            "!(self.maxUnavailable in [0, '0%'] && self.maxSurge in [0, '0%'])",
+            "[self.maxUnavailable, self.maxSurge].exists(limit, limit != 0 && limit != '0%')",
             "and maxSurge are both 0, so no pod could ever be replaced; raise one of them",
             at=".maxUnavailable",
         )
