@@ -1,0 +1,91 @@
+"""Processes that outlive whoever starts them, found again by a mark in their environment.
+
+There are no pid files: no process is lost between its start and a note of it, and no reused pid is ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+MARK = "RBG_CLUSTER_PROCESS"
+
+
+def spawn(folder: Path, name: str, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Start a program in a session of its own, its output appended to `log`; the pid."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        command[0],
+        command,
+        {**os.environ, **(environment or {}), MARK: str(folder / name)},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+
+
+def running(folder: Path) -> dict[str, int]:
+    """Pids by name of the processes that were started for this folder and live."""
+    prefix = f"{MARK}={folder}/".encode()
+    found = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = Path(entry.path, "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        for variable in environment:
+            if variable.startswith(prefix):
+                found[variable.removeprefix(prefix).decode()] = int(entry.name)
+    return found
+
+
+def end(pids: Iterable[int], grace: float) -> None:
+    """SIGTERM, after `grace` seconds SIGKILL (at once if it is 0), and wait until all are gone.
+
+    Raises TimeoutError if one still lives two seconds after its SIGKILL.
+    """
+    handles = {}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            handles[pid] = os.pidfd_open(pid)
+    try:
+        living = dict(handles)
+        if grace:
+            _signal(living, signal.SIGTERM)
+            living = _wait(living, grace)
+        _signal(living, signal.SIGKILL)
+        living = _wait(living, 2.0)
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+    if living:
+        raise TimeoutError(f"processes {sorted(living)} live on after SIGKILL")
+    for pid in handles:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _signal(handles: Mapping[int, int], number: signal.Signals) -> None:
+    for handle in handles.values():
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+
+
+def _wait(handles: Mapping[int, int], seconds: float) -> dict[int, int]:
+    """Those that live when all are gone or time is over."""
+    living = dict(handles)
+    deadline = time.monotonic() + seconds
+    while living and (left := deadline - time.monotonic()) > 0:
+        ended, _, _ = select.select(list(living.values()), [], [], left)
+        living = {pid: handle for pid, handle in living.items() if handle not in ended}
+    return living
