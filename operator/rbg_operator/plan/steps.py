@@ -40,13 +40,17 @@ class Apply:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete one object, in the background, if its uid is still this one."""
+    """Delete one object if its uid is still this one.
+
+    foreground: it stays, marked as being deleted, until what it owns is gone; so a teardown sees what still drains.
+    """
 
     api_version: str
     kind: str
     name: str
     uid: str
     why: str = ""  # for the log
+    foreground: bool = False
 
 
 @dataclass(frozen=True)
