@@ -1,9 +1,9 @@
 """Decides what to do next about a group: pure functions of its rendering and a snapshot.
 
-    roles, workload, pods      what is observed                start, rollout, replace, workers   how roles come and change
-    restart, scaling           policies, adapters              removal, teardown, deleting        how they go
-    phases, conditions, status, events, evidence, reporting    what is told
-    make_plan, invalid, groupset                               the three plans
+roles, workload, pods      what is observed                start, rollout, replace, workers   how roles come and change
+restart, scaling           policies, adapters              removal, teardown, deleting        how they go
+phases, conditions, status, events, evidence, reporting    what is told
+make_plan, invalid, groupset                               the three plans
 """
 
 from rbg_operator.plan.decide.identity import Identity

@@ -116,7 +116,12 @@ def _pods(
     for name, one in roles.items():
         standing = {key: live for key, live in owned.items() if key[0] == "StatefulSet" and key not in unwritten}
         chosen: list[tuple[Pod, str]] = []
-        if one.kind == "StatefulSet" and one.workload and one.workload.is_seen and key_of(one.rendered.workload) in standing:
+        if (
+            one.kind == "StatefulSet"
+            and one.workload
+            and one.workload.is_seen
+            and key_of(one.rendered.workload) in standing
+        ):
             chosen += replaced_now(one, rolls[name])
         if one.rendered.workers is not None:
             chosen += outdated_workers(one, standing.values())

@@ -50,7 +50,9 @@ def phase_and_message(state: RoleState) -> tuple[Phase, str]:
         return Phase.STALLED, state.obstacle
     evidence = why_not_ready((*one.pods, *one.ended))
     if state.restart.next is not None:
-        return Phase.RESTARTING, _joined(f"restart {state.restart.count} at {format_time(state.restart.next)}", evidence)
+        return Phase.RESTARTING, _joined(
+            f"restart {state.restart.count} at {format_time(state.restart.next)}", evidence
+        )
     if rollout.held_by:
         return Phase.HELD, _joined(f"rollout waits for {', '.join(rollout.held_by)}", evidence)
     if rollout.is_paused:

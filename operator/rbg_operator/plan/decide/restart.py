@@ -80,9 +80,7 @@ def _quiet(one: ObservedRole, before: PreviousRole) -> Restart:
 def _planned(one: ObservedRole, before: PreviousRole) -> Restart:
     count = before.restart_count + 1
     wait = delay(count)
-    return Restart(
-        count=count, last=before.next_restart or before.last_restart, next=one.now + wait, look_again=wait
-    )
+    return Restart(count=count, last=before.next_restart or before.last_restart, next=one.now + wait, look_again=wait)
 
 
 def _was_made_before(pod: Pod, due: float) -> bool:

@@ -136,7 +136,9 @@ class ObservedRole:
         """
         if self.workload is None or not self.has_current_template:
             return self.wanted
-        old = max((ordinal for ordinal, one in self.instances.items() if one.is_old and ordinal < self.wanted), default=-1)
+        old = max(
+            (ordinal for ordinal, one in self.instances.items() if one.is_old and ordinal < self.wanted), default=-1
+        )
         below = self._highest_missing(0, min(self.workload.partition, self.wanted))
         above = self._highest_missing(self.workload.replicas, self.wanted)
         return 1 + max(old, below, above)
@@ -173,14 +175,11 @@ def observe_roles(rendering: Rendering, snapshot: Snapshot, owned: Mapping[Objec
     """Every role of the manifest as it stands, in manifest order."""
     pods = facts.pods_by_role(snapshot.pods, rendering.group.uid)
     return {
-        name: _observed(rendered, pods.get(name, ()), owned, snapshot.now)
-        for name, rendered in rendering.roles.items()
+        name: _observed(rendered, pods.get(name, ()), owned, snapshot.now) for name, rendered in rendering.roles.items()
     }
 
 
-def _observed(
-    rendered: RenderedRole, pods: Iterable[Pod], owned: Mapping[ObjectKey, Live], now: float
-) -> ObservedRole:
+def _observed(rendered: RenderedRole, pods: Iterable[Pod], owned: Mapping[ObjectKey, Live], now: float) -> ObservedRole:
     workload = rendered.workload
     live = owned.get((workload["kind"], workload["metadata"]["name"]))
     owner = "ReplicaSet" if workload["kind"] == "Deployment" else "StatefulSet"

@@ -70,9 +70,7 @@ def _held(
                     found[dependency] = None
             before[name] = tuple(found)
     return {
-        name: tuple(other for other in before[name] if other not in peers(name, coordinations))
-        if one.has_old
-        else ()
+        name: tuple(other for other in before[name] if other not in peers(name, coordinations)) if one.has_old else ()
         for name, one in roles.items()
     }
 
@@ -111,4 +109,3 @@ def _knobs(one: ObservedRole, bounds: Limits, stops: bool, most_replaced: int, i
     floor = one.stands_at if stops else min(one.stands_at, one.wanted - most_replaced)
     surge = bounds.max_surge if is_rolling and not stops and one.kind == "StatefulSet" else 0
     return Knobs(replicas=one.wanted + surge, partition=max(bounds.partition, floor))
-
