@@ -6,7 +6,7 @@ from crds.definition import AGE, column, condition_column, definition
 from crds.group import group_spec
 from crds.kubernetes import structural
 from crds.role import MAX_NAME
-from crds.schema import Schema, dns_label, integer, list_by, record, rule, text
+from crds.schema import DNS_LABEL, Schema, dns_label, integer, list_by, record, rule, text
 from crds.status import ADAPTER_STATUS, GROUP_STATUS, SET_STATUS
 
 READY = condition_column("Ready", "Ready", "status", "Whether everything runs the current revision and is ready")
@@ -14,7 +14,10 @@ PROGRESSING = condition_column("Progressing", "Progressing", "reason", "What is 
 MESSAGE = condition_column("Message", "Progressing", "message", "The same in words", wide=True)
 
 # Of metadata, a schema may restrict the name and nothing else.
-LABEL_NAME: Schema = {"type": "object", "properties": {"name": {**dns_label("", MAX_NAME)}}}
+LABEL_NAME: Schema = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": MAX_NAME, "pattern": DNS_LABEL}},
+}
 MAX_GROUPS = 10_000
 LONGEST = 52  # characters of <group>-<role>
 SET_NUMBER = 5  # characters of the number that a set adds to its name: -9999 at most

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from crds import FOLDER
-from crds.schema import Schema, record, string_map, text
+from crds.schema import Schema, record, string_map, text, timestamp
 
 TYPES = FOLDER / "kubernetes" / "types.json"
 PREFIX = "io.k8s.api.core.v1."
@@ -132,7 +132,7 @@ def _template_metadata() -> Schema:
         "Labels and annotations of the pods",
         {
             "annotations": string_map("Annotations of every pod"),
-            "creationTimestamp": text("Ignored; some tools write null here", format="date-time", nullable=True),
+            "creationTimestamp": timestamp("Ignored; some tools write null here"),
             "finalizers": {
                 "description": "Finalizers of every pod",
                 "type": "array",

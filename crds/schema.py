@@ -9,6 +9,7 @@ Schema: TypeAlias = dict[str, Any]
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 PERCENT = r"^(100|[1-9]?[0-9])%$"
+MAX_INT32 = 2**31 - 1
 
 
 def text(description: str, **limits: Any) -> Schema:
@@ -26,9 +27,15 @@ def timestamp(description: str) -> Schema:
     return text(description, format="date-time")
 
 
-def integer(description: str, *, minimum: int = 0, form: str = "int32", **limits: Any) -> Schema:
-    """A whole number of at least `minimum` that fits `form`."""
-    return {"description": description, "type": "integer", "format": form, "minimum": minimum, **limits}
+def integer(description: str, *, minimum: int = 0, maximum: int = MAX_INT32, **limits: Any) -> Schema:
+    """A whole number between two limits that fit 32 bits: the server does not hold numbers to their format."""
+    schema = {"description": description, "type": "integer", "format": "int32"}
+    return {**schema, "minimum": minimum, "maximum": maximum, **limits}
+
+
+def generation(description: str) -> Schema:
+    """A metadata.generation."""
+    return {"description": description, "type": "integer", "format": "int64", "minimum": 0}
 
 
 def number_or_percent(description: str, default: int) -> Schema:
@@ -37,7 +44,7 @@ def number_or_percent(description: str, default: int) -> Schema:
         "description": description,
         "x-kubernetes-int-or-string": True,
         "minimum": 0,
-        "maximum": 2**31 - 1,
+        "maximum": MAX_INT32,
         "pattern": PERCENT,
         "default": default,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crds.schema import Schema, integer, list_by, record, text, timestamp
+from crds.schema import Schema, generation, integer, list_by, record, text, timestamp
 
 
 def _conditions(description: str) -> Schema:
@@ -11,7 +11,7 @@ def _conditions(description: str) -> Schema:
         {
             "type": text("Name of the condition", maxLength=316),
             "status": text("Whether it holds", enum=["True", "False", "Unknown"]),
-            "observedGeneration": integer("metadata.generation that the condition is about", form="int64"),
+            "observedGeneration": generation("metadata.generation that the condition is about"),
             "lastTransitionTime": timestamp("When status changed last"),
             "reason": text("Why, as one word for programs", maxLength=1024),
             "message": text("Why, in words, with the names of roles, pods or fields", maxLength=32768),
@@ -21,9 +21,7 @@ def _conditions(description: str) -> Schema:
     return list_by("type", description, condition, 16)
 
 
-OBSERVED_GENERATION = integer(
-    "metadata.generation that this status is about; an older one means: not looked at yet", form="int64"
-)
+OBSERVED_GENERATION = generation("metadata.generation that this status is about; an older one means: not looked at yet")
 
 RESTARTS = record(
     "Restarts ordered by restartPolicy, kept here so that a new operator goes on counting",
