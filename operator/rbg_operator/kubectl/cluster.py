@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import msgspec
 from rbg_operator.api.documents import Json
 from rbg_operator.kubectl.errors import UnknownNameError, unknown
 from rbg_operator.kubectl.kubectl import Kubectl, KubectlError
-from rbg_operator.kubectl.read import mappings, number, text
+from rbg_operator.kubectl.read import mapping, mappings, number, text
 from rbg_operator.plan import labels
 from rbg_operator.plan.observed import Pod
 
@@ -70,20 +71,28 @@ def get_revisions(kubectl: Kubectl, group: Json) -> list[Json]:
     return sorted(owned, key=lambda item: number(item, "revision"))
 
 
-def replace(kubectl: Kubectl, group: Json) -> Json:
-    """Write a whole group that was read before. Raises KubectlError, reason Conflict if it was edited since."""
-    return kubectl.json("replace", "-f", "-", f"--field-manager={FIELD_MANAGER}", stdin=json.dumps(group))
+def replace_spec(kubectl: Kubectl, group: Json) -> None:
+    """Write the spec of a group that was read before. Raises KubectlError, reason Conflict if it was edited since.
+
+    A patch, since `kubectl replace` would also rewrite the annotation by which `kubectl apply` knows what it applied.
+    """
+    patch = [
+        {"op": "replace", "path": "/metadata/resourceVersion", "value": text(group, "metadata", "resourceVersion")},
+        {"op": "replace", "path": "/spec", "value": mapping(group, "spec")},
+    ]
+    flags = ("--type=json", "--patch-file=/dev/stdin", f"--field-manager={FIELD_MANAGER}")
+    kubectl.run("patch", GROUPS, text(group, "metadata", "name"), *flags, stdin=json.dumps(patch))
 
 
-def edit(kubectl: Kubectl, name: str, change: Callable[[Json], Json]) -> Json:
+def edit(kubectl: Kubectl, name: str, change: Callable[[Json], Json]) -> None:
     """Read, change, write; again if somebody else wrote in between: for changes that hold whatever else was edited."""
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in itertools.count(1):
         try:
-            return replace(kubectl, change(get_group(kubectl, name)))
+            replace_spec(kubectl, change(get_group(kubectl, name)))
+            return
         except KubectlError as error:
             if error.reason != "Conflict" or attempt == ATTEMPTS:
                 raise
-    raise AssertionError("unreachable")
 
 
 def _no_group(kubectl: Kubectl, name: str) -> UnknownNameError:

@@ -100,7 +100,7 @@ def rollout_undo(kubectl: Kubectl, arguments: argparse.Namespace) -> int:
         print(difference, end="")
         return 0
     try:
-        cluster.replace(kubectl, changed)
+        cluster.replace_spec(kubectl, changed)
     except KubectlError as error:
         if error.reason != "Conflict":
             raise
