@@ -7,10 +7,12 @@ import urllib.error
 from typing import Any, TypeAlias
 
 from crds import crd_files
-from tests.cluster.control_plane import ControlPlane, wait_until
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.waiting import wait_until
 
 Json: TypeAlias = dict[str, Any]
 API_VERSION = "workloads.x-k8s.io/v1alpha1"
+PUBLISH_SECONDS = 30.0
 CLUSTER_WIDE = ("ClusterEngineRuntimeProfile",)
 
 
@@ -19,7 +21,7 @@ def install(control_plane: ControlPlane) -> None:
     files = [f"--filename={path}" for path in crd_files()]
     control_plane.kubectl("apply", "--server-side", *files)
     control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
-    wait_until(lambda: _is_published(control_plane), "the custom resources are not published")
+    wait_until(lambda: _is_published(control_plane), "the custom resources are not published", PUBLISH_SECONDS)
 
 
 def _is_published(control_plane: ControlPlane) -> bool:
