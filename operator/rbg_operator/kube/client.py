@@ -23,7 +23,7 @@ T = TypeVar("T")
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 300
 WATCH_SLACK_SECONDS = 30.0
-WATCH_IDLE_SECONDS = 120.0
+WATCH_IDLE_SECONDS = 180.0  # bookmarks come each minute; the first of a kind that never changed after two
 
 
 class _Kind(msgspec.Struct):

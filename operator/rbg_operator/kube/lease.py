@@ -39,8 +39,10 @@ log = logging.getLogger(__name__)
 DURATION_SECONDS = 10
 GIVE_UP_SECONDS = 8.0
 RENEW_SECONDS = 3.0
-RETRY_SECONDS = 1.0
-REQUEST_SECONDS = 3.0
+RETRY_SECONDS = 0.5
+POLL_SECONDS = 1.0
+ACQUIRE_SECONDS = 5.0
+REQUEST_SECONDS = 2.0
 MAX_DURATION_SECONDS = 3600
 NEVER = float("-inf")
 
@@ -91,7 +93,7 @@ class Election:
         complaint = ""
         while not self.leading:
             try:
-                async with asyncio.timeout(REQUEST_SECONDS):
+                async with asyncio.timeout(ACQUIRE_SECONDS):
                     await self._try_to_take()
                 complaint = ""
             except (ApiError, TimeoutError) as error:
@@ -99,23 +101,23 @@ class Election:
                     log.warning("lease %s/%s cannot be had yet: %s", self._namespace, self._name, error or "no answer")
                 complaint = str(error)
             if not self.leading:
-                await asyncio.sleep(RETRY_SECONDS * random.uniform(0.8, 1.0))
+                await asyncio.sleep(POLL_SECONDS * random.uniform(0.8, 1.0))
 
     async def hold(self) -> None:
         """Renew for as long as we lead. Raises LeaseLost, never returns."""
-        pause = RENEW_SECONDS
+        due = self._renewal_due()
         while True:
-            await asyncio.sleep(max(0.0, min(pause, self._deadline - time.monotonic())))
+            await asyncio.sleep(max(0.0, min(due, self._deadline) - time.monotonic()))
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise LeaseLost(f"lease {self._namespace}/{self._name} could not be renewed for {GIVE_UP_SECONDS:g} s")
             try:
                 async with asyncio.timeout(min(REQUEST_SECONDS, left)):
                     await self._renew()
-                pause = RENEW_SECONDS
+                due = self._renewal_due()
             except (ApiError, TimeoutError) as error:
                 log.warning("lease %s/%s is not renewed: %s", self._namespace, self._name, error or "no answer")
-                pause = RETRY_SECONDS
+                due = time.monotonic() + RETRY_SECONDS
 
     async def release(self) -> None:
         """Give the lease back, after the work has ended: the next candidate need not wait. Failures only cost time."""
@@ -155,7 +157,7 @@ class Election:
         return spec.holder_identity in ("", None, self._identity) or now - self._seen_at >= duration
 
     async def _renew(self) -> None:
-        """Raises ApiError if it may be tried again, LeaseLost if another holds the lease or nobody can."""
+        """Raises LeaseLost if somebody else holds the lease or it is gone; ApiError if it may be tried again."""
         began = time.monotonic()
         try:
             self._won(await self._patch(self._claim()), began)
@@ -166,12 +168,15 @@ class Election:
             if lease is None or lease.spec.holder_identity != self._identity:
                 self._deadline = NEVER
                 raise LeaseLost(f"lease {self._namespace}/{self._name} was taken or deleted by another") from error
-            self._version = lease.metadata.resource_version  # changed by a request of ours that seemed to fail
-            raise
+            self._version = lease.metadata.resource_version  # annotated, or renewed by a request that seemed to fail
+            self._won(await self._patch(self._claim()), began)
 
     def _won(self, lease: _Lease, began: float) -> None:
         self._version = lease.metadata.resource_version
         self._deadline = began + GIVE_UP_SECONDS
+
+    def _renewal_due(self) -> float:
+        return self._deadline - GIVE_UP_SECONDS + RENEW_SECONDS
 
     def _claim(self) -> dict[str, Any]:
         return {
