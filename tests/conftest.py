@@ -12,23 +12,28 @@ from tests.cluster import control_plane as clusters
 from tests.cluster import programs
 from tests.cluster.control_plane import ControlPlane
 
+BUILD_FAILURE = pytest.StashKey[str]()
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what the collected tests need, outside of every test's own time limit, with progress on the terminal."""
-    if session.config.option.collectonly or programs.obstacle():
+    wanted = any("cluster_programs" in getattr(item, "fixturenames", ()) for item in session.items)
+    if session.config.option.collectonly or not wanted or programs.obstacle():
         return
-    if any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items):
-        capture = session.config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled():
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        try:
             programs.build(say=lambda line: print(line, flush=True))
+        except (programs.ClusterError, TimeoutError) as error:
+            session.config.stash[BUILD_FAILURE] = str(error)
 
 
 @pytest.fixture(scope="session")
-def cluster_programs() -> None:
-    """A machine that can run control planes; elsewhere tests are skipped, and fail where none may be (CI)."""
-    if problem := programs.obstacle():
+def cluster_programs(request: pytest.FixtureRequest) -> None:
+    """A machine that can run control planes; elsewhere tests are skipped, or fail where none may be (CI)."""
+    if problem := request.config.stash.get(BUILD_FAILURE, None) or programs.obstacle():
         if os.environ.get("CI") or os.environ.get("RBG_REQUIRE_CLUSTER"):
-            pytest.fail(f"a test needs a control plane: {problem}")
+            pytest.fail(f"needs a control plane: {problem}", pytrace=False)
         pytest.skip(f"needs a control plane: {problem}")
 
 

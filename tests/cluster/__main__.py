@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from tests.cluster import control_plane, programs
+from tests.cluster import control_plane, programs, runs
 from tests.cluster.programs import ClusterError
 
 
@@ -84,7 +84,7 @@ def _up(options: argparse.Namespace) -> None:
 
 
 def _down(options: argparse.Namespace) -> None:
-    control_plane.remove(options.name)
+    runs.remove(options.name)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def _watch(options: argparse.Namespace) -> None:
         pass
     else:
         select.select([owner], [], [])
-    control_plane.remove(options.name)
+    runs.remove(options.name)
 
 
 if __name__ == "__main__":

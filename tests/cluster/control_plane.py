@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import random
-import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.cluster import certificates, client, components, processes, programs, stages
+from tests.cluster import certificates, client, components, processes, programs, runs, stages
 from tests.cluster.components import COMPONENTS, Settings
 from tests.cluster.programs import ClusterError
+from tests.cluster.waiting import locked, wait_until
 
 START_SECONDS = 60.0
 STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL: the API server would drain its watches for a minute
-PORT_RANGE = range(20000, 30000)  # below the ports that the kernel gives to outgoing connections
+LOCK_SECONDS = 10.0
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -36,7 +32,7 @@ class ControlPlane:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.folder = run_folder(settings.name)
+        self.folder = runs.folder_of(settings.name)
         self.url = components.url(settings)
         self.kubeconfig = self.folder / "admin.kubeconfig"
         self.audit_log = self.folder / "audit.log"
@@ -52,7 +48,7 @@ class ControlPlane:
 
     def down(self) -> None:
         """End every process and delete the folder; fine on one that is half there."""
-        remove(self.settings.name)
+        runs.remove(self.settings.name)
 
     def start(self, component: str, wait: bool = True) -> None:
         """Start one component and wait until it is ready; raises ClusterError with its last lines if it is not."""
@@ -99,7 +95,7 @@ class ControlPlane:
             return False
 
         try:
-            wait_until(ready, f"{component} is not ready")
+            wait_until(ready, f"{component} is not ready", START_SECONDS)
         except TimeoutError as error:
             raise ClusterError(f"{error}:\n{self._log_tail(component)}") from error
 
@@ -154,7 +150,8 @@ class ControlPlane:
         """A namespace in which pods can be made: with its default service account."""
         self.api().request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-        wait_until(lambda: self.api().exists(account), f"namespace {name} has no default service account")
+        complaint = f"namespace {name} has no default service account"
+        wait_until(lambda: self.api().exists(account), complaint, START_SECONDS)
 
     def delete_namespace(self, name: str) -> None:
         """Start the deletion; nobody waits for its end."""
@@ -183,16 +180,18 @@ def up(
 
     An owned one goes when the calling process dies, however it dies. Raises ClusterError; nothing is left then.
     """
-    claim(name)
+    folder = runs.claim(name)
     try:
-        settings = Settings(name, _free_ports(), nodes, qps, ready_after, flags or {})
+        if owned:
+            _watch_owner(folder, name)
+        with locked(runs.lock(), LOCK_SECONDS):
+            settings = Settings(name, runs.free_ports(components.PORTS), nodes, qps, ready_after, flags or {})
+            runs.settings_file(name).write_text(json.dumps(dataclasses.asdict(settings)))
         control_plane = ControlPlane(settings)
         _prepare(control_plane)
-        if owned:
-            _watch_owner(control_plane.folder, name)
         _start_all(control_plane)
     except BaseException:
-        remove(name)
+        runs.remove(name)
         raise
     return control_plane
 
@@ -200,60 +199,14 @@ def up(
 def attach(name: str) -> ControlPlane:
     """The control plane of that name, which another process has started."""
     try:
-        settings = json.loads((run_folder(name) / "settings.json").read_text())
+        settings = json.loads(runs.settings_file(name).read_text())
     except FileNotFoundError:
         raise ClusterError(f"no control plane {name}: `python -m tests.cluster up --name {name}` starts it") from None
     return ControlPlane(Settings(**settings))
 
 
-def names() -> list[str]:
-    """All control planes that have a folder."""
-    return sorted(path.name for path in _runs().glob("*/"))
-
-
-def run_folder(name: str) -> Path:
-    """Everything of a control plane; raises ClusterError for a name that is no plain word."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,40}", name):
-        raise ClusterError(f"control plane name {name!r}: use at most 41 of a-z, 0-9, '-' and '.'")
-    return _runs() / name
-
-
-def claim(name: str) -> None:
-    """Make the folder, after what a dead control plane of that name left; raises ClusterError if one runs."""
-    folder = run_folder(name)
-    if folder.exists() and not processes.running(folder):
-        shutil.rmtree(folder)
-    _runs().mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        raise ClusterError(f"control plane {name} is up: `python -m tests.cluster down --name {name}`") from None
-
-
-def remove(name: str) -> None:
-    """Kill everything of a control plane (its data goes with it, so there is nothing to drain) and its folder."""
-    folder = run_folder(name)
-    pids = [pid for pid in processes.running(folder).values() if pid != os.getpid()]
-    processes.end(pids, grace=0.0)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until(done: Callable[[], bool], complaint: str, seconds: float = START_SECONDS) -> None:
-    """Ask every few milliseconds; raises TimeoutError with the complaint."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{complaint} after {seconds:.0f} s")
-        time.sleep(0.02)
-
-
-def _runs() -> Path:
-    return programs.cache_folder() / "run"
-
-
 def _prepare(control_plane: ControlPlane) -> None:
     folder, settings = control_plane.folder, control_plane.settings
-    (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
     certificates.make(folder / "pki")
     for user in certificates.CLIENTS:
         credentials = client.certificate_user(folder / "pki", user)
@@ -278,7 +231,8 @@ def _start_all(control_plane: ControlPlane) -> None:
         api.request("POST", "/api/v1/nodes", stages.node(number, control_plane.settings.ports["kwok"]))
     for component in others:
         control_plane.wait_ready(component)
-    wait_until(lambda: _accepts_pods(api), "the nodes are not schedulable, or the default service account is missing")
+    complaint = "the nodes are not schedulable, or the default service account is missing"
+    wait_until(lambda: _accepts_pods(api), complaint, START_SECONDS)
 
 
 def _accepts_pods(api: client.Client) -> bool:
@@ -290,27 +244,3 @@ def _accepts_pods(api: client.Client) -> bool:
 def _watch_owner(folder: Path, name: str) -> None:
     command = [sys.executable, "-m", "tests.cluster", "watch", "--name", name, str(os.getpid())]
     processes.spawn(folder, "watchdog", command, folder / "watchdog.log", {"PYTHONPATH": str(REPOSITORY)})
-
-
-def _free_ports() -> dict[str, int]:
-    """Ports that nobody listens on and no other control plane has."""
-    taken: set[int] = set()
-    for name in names():
-        with contextlib.suppress(ClusterError):
-            taken.update(attach(name).settings.ports.values())
-    found: list[int] = []
-    for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
-        if port not in taken and _is_free(port):
-            found.append(port)
-        if len(found) == len(components.PORTS):
-            return dict(zip(components.PORTS, found, strict=True))
-    raise ClusterError(f"no {len(components.PORTS)} free ports in {PORT_RANGE}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

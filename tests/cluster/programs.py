@@ -5,16 +5,18 @@ Versions are pinned three times over: here, in modules/*/go.mod, and by the hash
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
+import functools
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tests.cluster.waiting import locked
 
 MODULES = Path(__file__).parent / "modules"
 BUILD_SECONDS = 1800.0
@@ -94,6 +96,8 @@ def path_of(program: Program) -> Path:
 
 def obstacle(programs: Sequence[Program] = CONTROL_PLANE) -> str | None:
     """Why a control plane can neither run nor be built on this machine; None if it can."""
+    if sys.platform != "linux":
+        return "control planes for tests run on Linux only"
     if not shutil.which("openssl"):
         return "openssl is missing: install the package openssl"
     missing = [f"{program.name} {program.version}" for program in programs if find(program) is None]
@@ -106,12 +110,13 @@ def build(programs: Sequence[Program] = CONTROL_PLANE, say: Callable[[str], None
     """Build what is missing; waits while another process builds. Raises ClusterError."""
     if all(find(program) for program in programs):
         return
-    with _build_lock(say):
+    waiting = functools.partial(say, "another process is building; waiting for it ...")
+    with locked(cache_folder() / "build.lock", BUILD_SECONDS, waiting) as lock:
         missing = [program for program in programs if find(program) is None]
         for number, program in enumerate(missing, 1):
             say(f"building {program.name} {program.version} ({number} of {len(missing)}) ...")
             started = time.monotonic()
-            _build_one(program)
+            _build_one(program, lock)
             say(f"built {program.name} in {time.monotonic() - started:.0f} s")
 
 
@@ -119,6 +124,7 @@ def _cached(program: Program) -> Path:
     return cache_folder() / f"{program.name}-{program.version}" / program.name
 
 
+@functools.cache
 def _has_version(path: str, program: Program) -> bool:
     try:
         done = subprocess.run([path, *program.version_arguments], capture_output=True, text=True, timeout=10)
@@ -127,8 +133,11 @@ def _has_version(path: str, program: Program) -> bool:
     return re.search(rf"(?<![\d.]){re.escape(program.version)}(?![\d.-])", done.stdout) is not None
 
 
-def _build_one(program: Program) -> None:
-    """Into a file beside the final one, then renamed: a build that is killed leaves nothing that looks finished."""
+def _build_one(program: Program, lock: int) -> None:
+    """Into a file beside the final one, then renamed: a build that is killed leaves nothing that looks finished.
+
+    The compiler has the lock too: should it outlive a killed parent, the next build waits for it.
+    """
     go = shutil.which("go")
     if go is None:
         raise ClusterError(f"{program.name} {program.version} must be built: install Go 1.26 or newer")
@@ -145,34 +154,10 @@ def _build_one(program: Program) -> None:
             capture_output=True,
             text=True,
             timeout=BUILD_SECONDS,
+            pass_fds=(lock,),
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"building {program.name} took more than {BUILD_SECONDS:.0f} s") from error
     if done.returncode:
         raise ClusterError(f"building {program.name} failed:\n{done.stderr[-3000:]}")
     unfinished.rename(final)
-
-
-@contextlib.contextmanager
-def _build_lock(say: Callable[[str], None]) -> Iterator[None]:
-    """One build at a time; the kernel frees the lock of a process that dies."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + BUILD_SECONDS
-    with (cache_folder() / "build.lock").open("w") as lock:
-        waiting = False
-        while not _try_lock(lock.fileno()):
-            if time.monotonic() > deadline:
-                raise ClusterError(f"another process has been building for {BUILD_SECONDS:.0f} s")
-            if not waiting:
-                say("another process is building; waiting for it ...")
-                waiting = True
-            time.sleep(0.2)
-        yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

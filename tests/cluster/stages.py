@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.cluster import status_templates as templates
+
 PREFIX = "test.rbg/"
 
 # jq functions that every expression may use.
@@ -27,135 +29,6 @@ def stillborn: doomed and note("crash-after") == null;
 def slow: %(all_slow)s or note("ready-after") != null or note("never-ready") != null or stillborn;
 """
 
-ADDRESSES = """
-hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
-{{ $hostNetwork := or .spec.hostNetwork false }}
-podIP: {{ PodIPWith .spec.nodeName $hostNetwork .metadata.uid .metadata.name .metadata.namespace | Quote }}
-startTime: {{ Now | Quote }}
-phase: Running
-"""
-
-CONDITIONS = """
-conditions:
-{{ range list "Ready" "ContainersReady" }}
-- type: {{ . }}
-  status: "%(ready)s"
-  lastTransitionTime: {{ Now | Quote }}
-{{ end }}
-"""
-
-STARTED = """
-- type: Initialized
-  status: "True"
-  lastTransitionTime: {{ Now | Quote }}
-- type: PodReadyToStartContainers
-  status: "True"
-  lastTransitionTime: {{ Now | Quote }}
-initContainerStatuses:
-{{ range .spec.initContainers }}
-- name: {{ .name | Quote }}
-  image: {{ .image | Quote }}
-  imageID: ""
-  restartCount: 0
-  ready: true
-  {{ if eq (default "" .restartPolicy) "Always" }}
-  started: true
-  state: {running: {startedAt: {{ Now | Quote }}}}
-  {{ else }}
-  started: false
-  state: {terminated: {exitCode: 0, reason: Completed, startedAt: {{ Now | Quote }}, finishedAt: {{ Now | Quote }}}}
-  {{ end }}
-{{ end }}
-containerStatuses:
-{{ range .spec.containers }}
-- name: {{ .name | Quote }}
-  image: {{ .image | Quote }}
-  imageID: ""
-  restartCount: 0
-  started: true
-  ready: %(ready)s
-  state: {running: {startedAt: {{ Now | Quote }}}}
-{{ end }}
-"""
-
-NODE = """
-conditions:
-- type: Ready
-  status: "True"
-  reason: KubeletReady
-  message: simulated
-  lastHeartbeatTime: {{ Now | Quote }}
-  lastTransitionTime: {{ Now | Quote }}
-"""
-
-# The containers as they are, but for readiness; one that waits starts again.
-CONTAINERS = """
-containerStatuses:
-{{ range .status.containerStatuses }}
-- name: {{ .name | Quote }}
-  image: {{ .image | Quote }}
-  imageID: ""
-  restartCount: {{ .restartCount }}
-  started: true
-  ready: %(ready)s
-  state: {running: {startedAt: {{ dig "running" "startedAt" Now .state | Quote }}}}
-  lastState: {{ YAML (or .lastState (dict)) 2 }}
-{{ end }}
-"""
-
-# The first container has ended with the exit code that the annotation names.
-TERMINATED = """
-terminated:
-        exitCode: {{ index $notes "%(prefix)scrash" | default "0" }}
-        reason: {{ index $notes "%(prefix)scrash-reason" | default $reason | Quote }}
-        message: {{ index $notes "%(prefix)scrash-message" | default "" | Quote }}
-        startedAt: {{ .state.running.startedAt | Quote }}
-        finishedAt: {{ Now | Quote }}
-"""
-
-CRASHED = """
-{{ $notes := .metadata.annotations }}
-{{ $reason := "Error" }}
-containerStatuses:
-{{ range $index, $_ := .status.containerStatuses }}
-- name: {{ .name | Quote }}
-  image: {{ .image | Quote }}
-  imageID: ""
-  {{ if eq $index 0 }}
-  restartCount: {{ add1 .restartCount }}
-  started: false
-  ready: false
-  state:
-      waiting: {reason: CrashLoopBackOff, message: "back-off restarting failed container"}
-  lastState:
-      %(terminated)s
-  {{ else }}
-  restartCount: {{ .restartCount }}
-  started: true
-  ready: true
-  state: {{ YAML .state 2 }}
-  {{ end }}
-{{ end }}
-"""
-
-FINISHED = """
-{{ $notes := or .metadata.annotations (dict) }}
-{{ $failed := index $notes "%(prefix)scrash" }}
-{{ $reason := ternary "Error" "Completed" (not (empty $failed)) }}
-phase: {{ ternary "Failed" "Succeeded" (not (empty $failed)) }}
-containerStatuses:
-{{ range .status.containerStatuses }}
-- name: {{ .name | Quote }}
-  image: {{ .image | Quote }}
-  imageID: ""
-  restartCount: 0
-  started: false
-  ready: false
-  state:
-      %(terminated)s
-{{ end }}
-"""
-
 
 def write(path: Path, ready_after: float, log: Path) -> None:
     """kwok's configuration: the stages, and the one file that is every pod's log. `ready_after` in seconds."""
@@ -165,7 +38,7 @@ def write(path: Path, ready_after: float, log: Path) -> None:
 
 def _stages(ready_after: float) -> Iterator[dict[str, Any]]:
     functions = FUNCTIONS % {"prefix": PREFIX, "all_slow": str(ready_after > 0).lower()}
-    terminated = {"prefix": PREFIX, "terminated": TERMINATED.strip() % {"prefix": PREFIX}}
+    terminated = {"prefix": PREFIX, "terminated": templates.TERMINATED.strip() % {"prefix": PREFIX}}
     ready, unready = {"ready": "True"}, {"ready": "False"}
 
     def stage(name: str, when: str, template: str, after: str = "", otherwise: float = 0.0) -> dict[str, Any]:
@@ -176,40 +49,46 @@ def _stages(ready_after: float) -> Iterator[dict[str, Any]]:
         step = {"patch": _status_patch(template)} if template else {"delete": True}
         return _stage(name, "Pod", functions + when, delay, step)
 
-    yield _stage("node", "Node", f"{functions} ready | not", {}, {"patch": _status_patch(NODE)})
-    yield stage("start-ready", "pending and (slow | not)", ADDRESSES + (CONDITIONS % ready) + _started("true"))
-    yield stage("start-unready", "pending and slow", ADDRESSES + (CONDITIONS % unready) + _started("false"))
+    yield _stage("node", "Node", f"{functions} ready | not", {}, {"patch": _status_patch(templates.NODE)})
+    yield stage(
+        "start-ready",
+        "pending and (slow | not)",
+        templates.ADDRESSES + (templates.CONDITIONS % ready) + _started("true"),
+    )
+    yield stage(
+        "start-unready", "pending and slow", templates.ADDRESSES + (templates.CONDITIONS % unready) + _started("false")
+    )
     yield stage(
         "become-ready",
         'up and endless and (ready | not) and note("never-ready") == null and (stillborn | not)',
-        (CONDITIONS % ready) + CONTAINERS % {"ready": "true"},
+        (templates.CONDITIONS % ready) + templates.CONTAINERS % {"ready": "true"},
         after="ready-after",
         otherwise=ready_after,
     )
     yield stage(
         "lose-readiness",
         'up and endless and ready and note("never-ready") != null and (doomed | not)',
-        (CONDITIONS % unready) + CONTAINERS % {"ready": "false"},
+        (templates.CONDITIONS % unready) + templates.CONTAINERS % {"ready": "false"},
     )
     yield stage(
         "crash",
         'up and endless and doomed and (stillborn or ready or note("never-ready") != null)',
-        (CONDITIONS % unready) + CRASHED % terminated,
+        (templates.CONDITIONS % unready) + templates.CRASHED % terminated,
         after="crash-after",
     )
     yield stage(
         "restart",
         'alive and .status.phase == "Running" and .status.containerStatuses[0].state.waiting != null',
-        (CONDITIONS % unready) + CONTAINERS % {"ready": "{{ .ready }}"},
+        (templates.CONDITIONS % unready) + templates.CONTAINERS % {"ready": "{{ .ready }}"},
         after="restart-after",
         otherwise=1.0,
     )
-    yield stage("finish", "up and (endless | not)", (CONDITIONS % unready) + FINISHED % terminated)
+    yield stage("finish", "up and (endless | not)", (templates.CONDITIONS % unready) + templates.FINISHED % terminated)
     yield stage("leave", "(alive | not) and (.metadata.finalizers // [] | length) == 0", "", after="stop-after")
 
 
 def _started(ready: str) -> str:
-    return STARTED.lstrip("\n") % {"ready": ready}
+    return templates.STARTED.lstrip("\n") % {"ready": ready}
 
 
 def _status_patch(template: str) -> dict[str, str]:
