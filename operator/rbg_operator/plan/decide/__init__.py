@@ -1,14 +1,17 @@
 """Decides what to do next about a group: pure functions of its rendering and a snapshot.
 
-roles, workload, pods      what is observed                start, rollout, replace, workers   how roles come and change
-restart, scaling           policies, adapters              removal, teardown, deleting        how they go
-phases, conditions, status, events, evidence, reporting    what is told
-make_plan, invalid, groupset                               the three plans
+roles, workload, pods, owned, previous                      what is observed
+start, rollout, policy, replace, workers, objects           how roles come and change
+restart, scaling, history                                   restart policies, adapters, revisions
+removal, teardown, deleting                                 how roles and groups go
+phases, conditions, status, events, evidence, reporting     what is told
+make_plan, invalid, groupset                                the three plans
 """
 
+from rbg_operator.plan.decide.groupset import groupset_plan
 from rbg_operator.plan.decide.identity import Identity
 from rbg_operator.plan.decide.invalid import invalid_plan
 from rbg_operator.plan.decide.make_plan import make_plan
 from rbg_operator.plan.decide.scaling import effective
 
-__all__ = ["Identity", "effective", "invalid_plan", "make_plan"]
+__all__ = ["Identity", "effective", "groupset_plan", "invalid_plan", "make_plan"]

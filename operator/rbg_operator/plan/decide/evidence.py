@@ -64,8 +64,7 @@ def _crashes(pod: Pod) -> Iterator[tuple[ContainerStatus, Terminated]]:
     for container in _containers(pod):
         for ended in (container.state.terminated, container.last_state.terminated):
             if ended is not None and (ended.exit_code != 0 or container in pod.status.container_statuses):
-                if container.restart_count > 0 or ended.exit_code != 0:
-                    yield container, ended
+                yield container, ended
 
 
 def _crash(pod: Pod, container: ContainerStatus, ended: Terminated) -> Json:

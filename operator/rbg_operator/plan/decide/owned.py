@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from rbg_operator.api.documents import Json
 from rbg_operator.plan.observed import Live, ObjectKey, Snapshot

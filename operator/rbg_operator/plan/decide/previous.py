@@ -1,4 +1,4 @@
-"""The group's status as it was last written. Anybody may have written it, so every part may be missing or of any type."""
+"""The group's status as it was last written. Every part may be missing or of any type, for anybody may write it."""
 
 from __future__ import annotations
 

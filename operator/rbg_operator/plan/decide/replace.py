@@ -1,8 +1,9 @@
 """Pods that the operator deletes itself so that a rollout goes on.
 
-The StatefulSet controller replaces one instance at a time, from the highest ordinal, each after the one before is ready.
-For maxUnavailable above 1 further ones are deleted here; old ones that are not ready at once, for that costs nothing
-and undoes a broken revision. Nothing is deleted before the workload stands as it should, so that a pod comes back new.
+The StatefulSet controller replaces one instance at a time, from the highest ordinal, each after the one before is
+ready. For maxUnavailable above 1 further ones are deleted here; old ones that are not ready at once, for that costs
+nothing and undoes a broken revision. Nothing is deleted before the workload stands as it should, so that a pod comes
+back new.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rbg_operator.plan.steps import Step, WriteStatus
 
 def report(status: Json, previous: Previous, snapshot: Snapshot) -> tuple[tuple[Step, ...], float | None]:
     """Steps, and in how many seconds a write that was put off is due."""
-    due = when_to_write(status, previous, snapshot)
+    due = when_to_write(status, snapshot)
     if due == 0.0:
         return (WriteStatus(status), *transitions(previous, status)), None
     return (), due

@@ -136,12 +136,10 @@ class ObservedRole:
         """
         if self.workload is None or not self.has_current_template:
             return self.wanted
-        old = max(
-            (ordinal for ordinal, one in self.instances.items() if one.is_old and ordinal < self.wanted), default=-1
-        )
+        old = [ordinal for ordinal, instance in self.instances.items() if instance.is_old and ordinal < self.wanted]
         below = self._highest_missing(0, min(self.workload.partition, self.wanted))
         above = self._highest_missing(self.workload.replicas, self.wanted)
-        return 1 + max(old, below, above)
+        return 1 + max((*old, below, above))
 
     def _highest_missing(self, start: int, stop: int) -> int:
         """The highest ordinal of the range without an instance, -1 if all are there."""

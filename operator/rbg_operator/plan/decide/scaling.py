@@ -38,7 +38,7 @@ def wanted_adapters(manifest: RoleBasedGroup) -> set[ObjectKey]:
 
 
 def adapter_applies(manifest: RoleBasedGroup, snapshot: Snapshot, owned: Mapping[ObjectKey, Live]) -> list[Apply]:
-    """Adapters that are missing, or have not seen the manifest's number. Others keep their replicas: they are the user's."""
+    """Adapters that are missing, or have not seen the manifest's number; the replicas of others are the user's."""
     found = []
     for role in manifest.roles:
         live = _adapter(manifest, role, owned)

@@ -1,8 +1,8 @@
 """Who may be created now.
 
 A role's workload is created when every role that it depends on is ready. One that was created once is never held back
-again: neither scaling nor repair waits for a lost dependency. Roles of a gang start together, since the scheduler places
-all of their pods or none.
+again: neither scaling nor repair waits for a lost dependency. Roles of a gang start together, since the scheduler
+places all of their pods or none.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def group_status(
 
     obstacle: why an object of the whole group cannot be written, "" if nothing is in the way.
     """
-    found = phases(states) | {name: (Phase.REMOVING, "no longer in the manifest") for name in removing}
+    found = phases(states) | dict.fromkeys(removing, (Phase.REMOVING, "no longer in the manifest"))
     generation = rendering.group.generation
     verdicts = [
         verdict,
@@ -73,7 +73,7 @@ def _restarts(restart: Restart) -> Json:
     return {"count": restart.count} | {key: format_time(time) for key, time in times.items() if time is not None}
 
 
-def when_to_write(status: Json, previous: Previous, snapshot: Snapshot) -> float | None:
+def when_to_write(status: Json, snapshot: Snapshot) -> float | None:
     """Seconds until the status is to be written; 0: now; None: it stands already."""
     if status == snapshot.status:
         return None
@@ -89,7 +89,8 @@ def _urgent(status: Any) -> Any:
             status["observedGeneration"],
             {entry["type"]: (entry["status"], entry["type"] == "Valid" and entry["reason"])
              for entry in status["conditions"] if entry["type"] != "DependenciesReady"},
-            {entry["name"]: (entry.get("restarts"), entry.get("lastCrash")) for entry in status["roleStatuses"]},
+            {entry["name"]: (entry.get("restarts"), entry.get("lastCrash"))
+             for entry in status.get("roleStatuses", ()) if entry.get("restarts") or entry.get("lastCrash")},
         )  # fmt: skip
-    except (LookupError, TypeError):  # not a status that this operator wrote
+    except (LookupError, TypeError, AttributeError):  # not a status that this operator wrote
         return None
