@@ -1,0 +1,211 @@
+"""Everything the operator knows of the cluster, kept up to date by kopf (own kinds) and informers (all others).
+
+A change enqueues the group or set that it concerns, and is told nobody else. What our own writes answer is put in at
+once, so a pass never reads what is older than its own work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from rbg_operator.controller.objects import Custom, Key, custom, group_index, live, same_metadata, set_index
+from rbg_operator.kube.client import Client
+from rbg_operator.kube.informer import Informer
+from rbg_operator.kube.resources import (
+    CONFIG_MAP,
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    ENGINE_RUNTIME_PROFILE,
+    POD,
+    ROLE_BASED_GROUP,
+    ROLE_BASED_GROUP_SET,
+    SCALING_ADAPTER,
+    SERVICE,
+    STATEFUL_SET,
+    Resource,
+)
+from rbg_operator.kube.store import Store
+from rbg_operator.plan.labels import GROUP_NAME, GROUP_REVISION
+from rbg_operator.plan.observed import Live, ObjectKey, Pod
+from rbg_operator.plan.rendering import Context
+
+log = logging.getLogger(__name__)
+
+OWN_KINDS = (ROLE_BASED_GROUP, ROLE_BASED_GROUP_SET, SCALING_ADAPTER, ENGINE_RUNTIME_PROFILE)
+OBJECT_KINDS = (STATEFUL_SET, DEPLOYMENT, SERVICE, CONFIG_MAP, CONTROLLER_REVISION)
+GROUP = ROLE_BASED_GROUP.kind
+GROUP_SET = ROLE_BASED_GROUP_SET.kind
+ADAPTER = SCALING_ADAPTER.kind
+
+
+class Cache:
+    """Stores by kind; what belongs to a group is found by its label."""
+
+    def __init__(self, client: Client, namespaces: Sequence[str], enqueue: Callable[[Key], None]) -> None:
+        self._client = client
+        self._namespaces = namespaces
+        self._enqueue = enqueue
+        self._writing = False
+        self._context: Context | None = None
+        self.groups: Store[Custom] = Store(self._on_group, set_index)
+        self.sets: Store[Custom] = Store(self._on_set)
+        self.profiles: Store[Custom] = Store(self._on_profile)
+        self.adapters: Store[Live] = Store(self._on_child, group_index)
+        self.pods = Informer(
+            client, POD, Pod, on_change=self._on_child, selector=GROUP_NAME, namespaces=namespaces, index=group_index
+        )
+        self.informers: dict[Resource, Informer[Live]] = {}
+        for resource in OBJECT_KINDS:
+            self.add_kind(resource)
+
+    def add_kind(self, resource: Resource) -> Informer[Live]:
+        """Keep objects of one more kind; the caller runs the informer."""
+        revisions = resource is CONTROLLER_REVISION  # theirs hold whole specs, and workloads make many of their own
+        self._context = None
+        informer = self.informers[resource] = Informer(
+            self._client,
+            resource,
+            Live,
+            on_change=self._on_child,
+            selector=GROUP_REVISION if revisions else GROUP_NAME,
+            namespaces=self._namespaces,
+            index=group_index,
+            metadata_only=revisions,
+        )
+        return informer
+
+    def context(self) -> Context:
+        """What rendering needs beyond a group; the same object until it changes."""
+        if self._context is None:
+            self._context = Context(
+                profiles={profile.metadata.name: profile.spec for profile in self.profiles},
+                kinds=frozenset(rendering_name(resource) for resource in self.informers),
+            )
+        return self._context
+
+    def objects_of(self, namespace: str, group: str) -> dict[ObjectKey, Live]:
+        """All objects that carry the group's label, pods excepted."""
+        index = (namespace, group)
+        found = {(ADAPTER, adapter.metadata.name): adapter for adapter in self.adapters.by_index(index)}
+        for resource, informer in self.informers.items():
+            found |= {(resource.kind, item.metadata.name): item for item in informer.store.by_index(index)}
+        return found
+
+    def pods_of(self, namespace: str, group: str) -> tuple[Pod, ...]:
+        """All pods that carry the group's label."""
+        return self.pods.store.by_index((namespace, group))
+
+    def on_event(self, kind: str, type_: str | None, body: dict[str, Any]) -> None:
+        """What kopf tells about one of our own kinds."""
+        try:
+            item: Any = live(body) if kind == ADAPTER else custom(body)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            log.warning("a %s cannot be understood and is ignored: %s", kind, error)
+            return
+        store = self.store_of(kind)
+        if type_ == "DELETED":
+            store.delete(item)
+        else:
+            store.put(item)
+
+    def store_of(self, kind: str) -> Store[Any]:
+        """The store of one of our own kinds."""
+        stores: dict[str, Store[Any]] = {GROUP: self.groups, GROUP_SET: self.sets, ADAPTER: self.adapters}
+        return stores.get(kind, self.profiles)
+
+    def put_custom(self, written: Custom) -> None:
+        """The answer to our own write of a group or set: only what others changed meanwhile enqueues it."""
+        self._writing = True
+        try:
+            store = self.store_of(written.kind)
+            if written.metadata.deletion_timestamp and not written.metadata.finalizers:
+                store.delete(written)
+            else:
+                store.put(written)
+        finally:
+            self._writing = False
+
+    def put_written(self, resource: Resource, written: Live | Custom) -> None:
+        """The answer to our own write of what a group or a set owns."""
+        if isinstance(written, Custom) or resource is SCALING_ADAPTER:
+            self.store_of(resource.kind).put(written)
+        else:
+            self.informers[resource].put_written(written)
+
+    def silent_seconds(self) -> dict[str, float]:
+        """Since when each informer heard nothing, by plural."""
+        return {informer.resource.plural: informer.silent_seconds for informer in self.all_informers()}
+
+    def all_keys(self) -> Iterator[Key]:
+        """All groups and sets."""
+        for item in (*self.groups, *self.sets):
+            yield item.key
+
+    def all_informers(self) -> tuple[Informer[Any], ...]:
+        """Those of pods and of all other kinds that groups own."""
+        return (self.pods, *self.informers.values())
+
+    def _on_group(self, old: Custom | None, new: Custom | None) -> None:
+        if old is not None and new is not None and self._nothing_new(old, new):
+            return
+        for group in (old, new):
+            if group is not None:
+                self._enqueue(group.key)
+                if owner := set_index(group):
+                    self._enqueue(Key(GROUP_SET, *owner))
+
+    def _nothing_new(self, old: Custom, new: Custom) -> bool:
+        """Whether a change of a group or set is no more than our own write, or nothing at all."""
+        if self._writing:
+            same_meta = old.metadata.generation == new.metadata.generation
+            return same_meta and old.metadata.labels == new.metadata.labels
+        return same_metadata(old.metadata, new.metadata) and old.spec == new.spec and old.status == new.status
+
+    def _on_set(self, old: Custom | None, new: Custom | None) -> None:
+        if old is not None and new is not None and self._nothing_new(old, new):
+            return
+        for found in {item.key for item in (old, new) if item is not None}:
+            self._enqueue(found)
+
+    def _on_profile(self, old: Custom | None, new: Custom | None) -> None:
+        if old is not None and new is not None and old.spec == new.spec:
+            return
+        self._context = None
+        names = {profile.metadata.name for profile in (old, new) if profile is not None}
+        for group in self.groups:
+            if names & used_profiles(group.spec):
+                self._enqueue(group.key)
+
+    def _on_child(self, old: Live | Pod | None, new: Live | Pod | None) -> None:
+        if old is not None and new is not None and _same(old, new):
+            return
+        for index in {group_index(item) for item in (old, new) if item is not None}:
+            if index is not None:
+                self._enqueue(Key(GROUP, *index))
+
+
+def _same(old: Live | Pod, new: Live | Pod) -> bool:
+    if isinstance(old, Pod) and isinstance(new, Pod):
+        same = old.spec == new.spec and old.status == new.status
+    elif isinstance(old, Live) and isinstance(new, Live):
+        same = all(bytes(getattr(old, part)) == bytes(getattr(new, part)) for part in ("spec", "data", "status"))
+    else:
+        return False
+    return same and same_metadata(old.metadata, new.metadata)
+
+
+def used_profiles(spec: Any) -> set[str]:
+    """Names in spec.roles[].engineRuntimes[].profileName, of a spec of any shape."""
+    roles = spec.get("roles") if isinstance(spec, dict) else None
+    runtimes = [
+        runtime
+        for role in (roles if isinstance(roles, list) else ())
+        if isinstance(role, dict) and isinstance(role.get("engineRuntimes"), list)
+        for runtime in role["engineRuntimes"]
+    ]
+    names = (runtime.get("profileName") for runtime in runtimes if isinstance(runtime, dict))
+    return {name for name in names if isinstance(name, str)}

@@ -1,0 +1,13 @@
+"""Which optional kinds the cluster serves: asked at the start and with every resync, watched from then on."""
+
+from __future__ import annotations
+
+from rbg_operator.kube.client import Client
+from rbg_operator.kube.resources import LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP, Resource
+
+OPTIONAL_KINDS = (LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP)
+
+
+async def served_kinds(client: Client) -> list[Resource]:
+    """The optional kinds that are there. Raises ApiError."""
+    return [kind for kind in OPTIONAL_KINDS if kind.kind in await client.discover(kind.api_version)]

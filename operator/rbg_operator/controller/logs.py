@@ -1,0 +1,53 @@
+"""One line per event on standard error, as JSON or text; whatever a record carries in `extra` is part of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+FIELDS = ("key", "error", "seconds", "retry_seconds", "steps")
+"""What our own log calls put into `extra`."""
+
+QUIET = ("kopf", "asyncio", "aiohttp")
+
+
+def set_up(log_format: str, level: str) -> None:
+    """Send the logging of this process, kopf's included, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class JsonFormatter(logging.Formatter):
+    """{"time", "level", "logger", "message", extra fields, "exception"}; time is RFC 3339 in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {field: getattr(record, field) for field in FIELDS if hasattr(record, field)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """For people at a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        extra = " ".join(f"{field}={getattr(record, field)}" for field in FIELDS if hasattr(record, field))
+        return f"{super().formatMessage(record)}{' | ' + extra if extra else ''}"
