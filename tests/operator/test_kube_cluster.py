@@ -235,6 +235,26 @@ async def test_informer_follows(client: Client, namespace: str, follower: Follow
     assert sum(new is not None and new.data == {"x": "2"} for _, new in follower.changes) == 1, "told once"
 
 
+async def test_informer_of_several_namespaces(
+    control_plane: ControlPlane, client: Client, namespace: str, follower: Follower
+) -> None:
+    other = f"{namespace}-other"
+    await asyncio.to_thread(control_plane.make_namespace, other)
+    both = Informer(
+        client, CONFIG_MAP, Map, on_change=follower.on_change, selector="test=kube", namespaces=[namespace, other]
+    )
+    running = asyncio.create_task(both.run())
+    await apply(client, other, "z", x="1")
+    async with asyncio.timeout(SECONDS):
+        await both.synced.wait()
+        while both.store.get(other, "z") is None:
+            follower.changed.clear()
+            await follower.changed.wait()
+    assert {item.metadata.name for item in both.store} == set("abcz")
+    running.cancel()
+    control_plane.delete_namespace(other)
+
+
 async def test_informer_outlives_an_api_server_that_is_killed(
     control_plane: ControlPlane, client: Client, namespace: str, follower: Follower
 ) -> None:

@@ -154,14 +154,16 @@ async def test_writes_are_sent_once(server: FakeServer, client: Client) -> None:
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'{"metadata": []}', b"\xff\xfe", b"[" * 5000])
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'{"metadata": []}', b"\xff\xfe", b"[" * 500_000])
 async def test_an_unreadable_answer_is_an_error(server: FakeServer, client: Client, body: bytes) -> None:
     server.answers = [says(body)]
     error = await get_error(client)
     assert (error.status, error.reason, error.retriable) == (0, "InvalidAnswer", True)
 
 
-@pytest.mark.parametrize("body", [b"<html>Bad Gateway", b'{"reason": 5}', b'{"details": {"causes": [1]}}', b""])
+@pytest.mark.parametrize(
+    "body", [b"<html>Bad Gateway", b'{"reason": 5}', b'{"details": {"causes": [1]}}', b"", b"[" * 500_000]
+)
 async def test_an_error_of_a_proxy_keeps_its_status(server: FakeServer, client: Client, body: bytes) -> None:
     server.answers = [says(body, 502)]
     error = await get_error(client)
@@ -181,7 +183,7 @@ async def test_a_silent_server_meets_the_deadline(server: FakeServer) -> None:
         Credentials(server=server.url), request_seconds=0.2, on_request=lambda *seen: codes.append(seen[:3])
     ) as client:
         assert (await get_error(client)).reason == "Timeout"
-        with pytest.raises(ApiError, match=r"within 0\.2 s"):
+        with pytest.raises(ApiError, match=r"no answer from .* for 0\.2 s"):
             await watch(client)
     assert codes == [("get", "pods", 0), ("watch", "pods", 0)]
 

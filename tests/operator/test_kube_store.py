@@ -167,6 +167,15 @@ def test_a_list_of_one_namespace_says_nothing_about_others() -> None:
     assert [item.metadata.namespace for item in store] == ["there"]
 
 
+def test_what_one_watch_has_reached_says_nothing_about_another() -> None:
+    store: Store[Thing] = Store(lambda old, new: None)
+    store.replace("here", set(), "5")
+    store.replace("there", set(), "2")
+    store.put_written(thing("a", 3, namespace="here"))
+    store.put_written(thing("a", 3, namespace="there"))
+    assert [item.metadata.namespace for item in store] == ["there"]
+
+
 @pytest.mark.parametrize("version", ["", "opaque-2", "٣", "9" * 5000])
 def test_versions_that_cannot_be_compared_let_the_last_news_win(version: str) -> None:
     store: Store[Thing] = Store(lambda old, new: None)

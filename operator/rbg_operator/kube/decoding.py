@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 MAX_QUOTED = 200
 MAX_CAUSES = 20
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class HasMetadata(Protocol):
@@ -132,20 +134,16 @@ def error_of(http_status: int, body: bytes, retry_after: str | None) -> ApiError
     """The error that an answer tells. The body is a Status, or anything when a proxy answered."""
     try:
         status = _decoder(_Status).decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         status = _Status(message=_quoted(body))
     code = http_status or status.code
     details = status.details or _StatusDetails()
-    seconds = (
-        float(retry_after)
-        if retry_after and retry_after.isascii() and retry_after.isdecimal()
-        else details.retry_after_seconds
-    )
+    asked = float(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else None
     return ApiError(
         code,
         status.reason or f"HTTP{code}",
         status.message or "no message",
-        retry_after=seconds,
+        retry_after=details.retry_after_seconds if asked is None else asked,
         causes=tuple(Cause(cause.field, cause.reason, cause.message) for cause in details.causes[:MAX_CAUSES]),
     )
 
@@ -159,7 +157,7 @@ def _parse(body: bytes | msgspec.Raw, type_: type[T]) -> T:
     wanted: Any = type_
     try:
         decoded: T = _decoder(wanted).decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise invalid_answer(body, f"{error}, wanted {getattr(type_, '__name__', type_)}") from error
     return decoded
 

@@ -22,7 +22,7 @@ MAX_RETRY_AFTER = 5.0
 MAX_BODY_BYTES = 256 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 CONNECTIONS = 32
-WATCH_CONNECTIONS = 128
+WATCH_CONNECTIONS = 1024  # one for each kind and namespace
 
 OnRequest = Callable[[str, str, int, float], None]
 """(verb, plural of the resource, HTTP status or 0, seconds): one call per request, for watches when they begin."""
@@ -109,7 +109,7 @@ class Transport:
             async with asyncio.timeout(self._seconds):
                 yield codes
         except TimeoutError as error:
-            message = f"{what}: no answer from {self._server} within {self._seconds:g} s"
+            message = f"{what}: no answer from {self._server} for {time.monotonic() - began:.1f} s"
             raise ApiError(UNREACHABLE, "Timeout", message) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             message = f"{what}: {self._server}: {error or type(error).__name__}"
