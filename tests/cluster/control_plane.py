@@ -52,8 +52,8 @@ class ControlPlane:
 
     def start(self, component: str, wait: bool = True) -> None:
         """Start one component and wait until it is ready; raises ClusterError with its last lines if it is not."""
-        program = next(program for program in programs.CONTROL_PLANE if program.name == component)
-        command = [str(programs.path_of(program)), *components.arguments(component, self.folder, self.settings)]
+        program = programs.path_of(programs.named(component))
+        command = [str(program), *components.arguments(component, self.folder, self.settings)]
         processes.spawn(self.folder, component, command, self.folder / f"{component}.log")
         if wait:
             self.wait_ready(component)
@@ -107,9 +107,8 @@ class ControlPlane:
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60.0) -> str:
         """What kubectl prints; raises ClusterError with its complaint. `timeout` in seconds."""
-        kubectl = next(program for program in programs.CONTROL_PLANE if program.name == "kubectl")
         done = subprocess.run(
-            [str(programs.path_of(kubectl)), *arguments],
+            [str(programs.path_of(programs.named("kubectl"))), *arguments],
             env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.folder / "kubectl-cache")},
             input=input,
             capture_output=True,

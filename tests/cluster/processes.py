@@ -83,9 +83,13 @@ def _signal(handles: Mapping[int, int], number: signal.Signals) -> None:
 
 def _wait(handles: Mapping[int, int], seconds: float) -> dict[int, int]:
     """Those that live when all are gone or time is over."""
-    living = dict(handles)
+    living = {handle: pid for pid, handle in handles.items()}
+    ends = select.poll()  # a pid's handle is readable once the process has ended
+    for handle in living:
+        ends.register(handle, select.POLLIN)
     deadline = time.monotonic() + seconds
     while living and (left := deadline - time.monotonic()) > 0:
-        ended, _, _ = select.select(list(living.values()), [], [], left)
-        living = {pid: handle for pid, handle in living.items() if handle not in ended}
-    return living
+        for handle, _ in ends.poll(left * 1000):
+            ends.unregister(handle)
+            del living[handle]
+    return {pid: handle for handle, pid in living.items()}

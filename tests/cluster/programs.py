@@ -70,6 +70,11 @@ HELM = Program(
 OPTIONAL = {HELM.name: HELM}
 
 
+def named(name: str) -> Program:
+    """The program of a control plane that has this name."""
+    return next(program for program in CONTROL_PLANE if program.name == name)
+
+
 def cache_folder() -> Path:
     """Where built programs and the state of running control planes are kept."""
     if chosen := os.environ.get("RBG_CLUSTER_CACHE"):
@@ -107,7 +112,7 @@ def obstacle(programs: Sequence[Program] = CONTROL_PLANE) -> str | None:
 
 
 def build(programs: Sequence[Program] = CONTROL_PLANE, say: Callable[[str], None] = print) -> None:
-    """Build what is missing; waits while another process builds. Raises ClusterError."""
+    """Build what is missing; waits while another process builds. Raises ClusterError, or TimeoutError of that wait."""
     if all(find(program) for program in programs):
         return
     waiting = functools.partial(say, "another process is building; waiting for it ...")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -37,9 +36,9 @@ def name_of(what: str) -> str:
     return f"{what}-{os.getpid()}"
 
 
-@pytest.fixture
-def own(cluster_programs: None, request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
-    """A control plane that a test may hurt."""
+@pytest.fixture(scope="module")
+def own(cluster_programs: None) -> Iterator[ControlPlane]:
+    """A control plane that tests may hurt, if they heal it."""
     with clusters.up(name_of("harness"), nodes=1) as running:
         yield running
 
@@ -67,15 +66,6 @@ def test_a_name_that_would_lead_elsewhere_is_refused(name: str) -> None:
         runs.remove(name)
 
 
-def test_down_leaves_nothing_of_a_half_dead_one(own: ControlPlane) -> None:
-    own.stop("etcd", grace=0)
-    own.pause("kube-apiserver")
-    own.down()
-    assert processes.running(own.folder) == {}
-    assert not own.folder.exists()
-    own.down()
-
-
 def test_a_failed_start_says_why_and_leaves_nothing(cluster_programs: None) -> None:
     name = name_of("broken")
     with pytest.raises(ClusterError, match="unknown flag: --no-such-flag"):
@@ -96,23 +86,28 @@ def test_it_goes_when_its_owner_is_killed(cluster_programs: None) -> None:
     eventually(lambda: not processes.running(runs.folder_of(name)) and not runs.folder_of(name).exists())
 
 
-def test_commands(cluster_programs: None) -> None:
+def test_commands_to_the_end_of_a_half_dead_one(cluster_programs: None) -> None:
+    name = name_of("commands")
+
     def run(command: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "tests.cluster", command, "--name", name_of("commands")]
+        argv = [sys.executable, "-m", "tests.cluster", command, "--name", name]
         return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS * 2)
 
     assert "no control plane" in run("status").stderr
     try:
         assert run("up").returncode == 0
         assert run("status").stdout.count(" ready") == 5
-        kubeconfig = json.loads(Path(run("kubeconfig").stdout.strip()).read_text())
-        assert kubeconfig["clusters"][0]["cluster"]["server"] == clusters.attach(name_of("commands")).url
-        clusters.attach(name_of("commands")).stop("kube-scheduler", grace=0)
+        running = clusters.attach(name)
+        assert run("kubeconfig").stdout.strip() == str(running.kubeconfig)
+        running.stop("etcd", grace=0)
+        running.pause("kube-apiserver")
         status = run("status")
-        assert (status.returncode, status.stdout.count("not ready")) == (1, 1)
+        assert (status.returncode, status.stdout.count("not ready")) == (1, 2)
     finally:
         assert run("down").returncode == 0
-    assert not runs.folder_of(name_of("commands")).exists()
+    assert processes.running(runs.folder_of(name)) == {}
+    assert not runs.folder_of(name).exists()
+    assert run("down").returncode == 0
 
 
 # Faults
@@ -120,10 +115,10 @@ def test_commands(cluster_programs: None) -> None:
 
 @pytest.mark.parametrize("grace", [1.0, 0.0], ids=["stopped", "killed"])
 def test_a_restart_keeps_the_data(own: ControlPlane, grace: float) -> None:
-    own.make_namespace("kept")
+    own.make_namespace(f"kept-{grace:.0f}")
     for component in ("kube-apiserver", "etcd"):
         own.restart(component, grace)
-    eventually(lambda: own.api().exists("/api/v1/namespaces/kept"))
+    eventually(lambda: own.api().exists(f"/api/v1/namespaces/kept-{grace:.0f}"))
 
 
 def test_a_paused_server_answers_when_resumed(own: ControlPlane) -> None:
@@ -340,8 +335,7 @@ def test_a_program_on_path_is_taken_only_in_its_version(compiler: Path, version:
     kubectl = compiler.parent / "bin" / "kubectl"
     kubectl.write_text(f"#!/bin/sh\necho Client Version: {version}\n")
     kubectl.chmod(0o755)
-    program = next(program for program in programs.CONTROL_PLANE if program.name == "kubectl")
-    assert (programs.find(program) is not None) == fits
+    assert (programs.find(programs.named("kubectl")) is not None) == fits
 
 
 def test_without_programs_and_go_the_message_names_them(compiler: Path) -> None:
