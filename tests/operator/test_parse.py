@@ -36,7 +36,7 @@ def test_defaults() -> None:
     (only,) = group.roles
     assert (group.name, group.namespace, group.generation, group.warnings) == ("g", "default", 0, ())
     assert (only.replicas, only.dependencies, only.restart_policy) == (1, (), RestartPolicy.NONE)
-    assert (only.workload_api_version, only.workload_kind) == ("apps/v1", "StatefulSet")
+    assert only.workload_kind == "StatefulSet"
     assert (only.rolling_update.max_unavailable, only.rolling_update.max_surge) == (1, 0)
     assert only.main_container["command"] == ["true"]
 
@@ -85,7 +85,7 @@ def test_every_cycle_is_spelled_out() -> None:
         (manifest(role("a" * 60, "x")), "spec.roles[0].name: "),
         (manifest(role("a", "x"), name="x" * 51), "has 53 characters and at most 52 fit"),
         (manifest(role("a", "x"), role("a-0", "x")), '"a-0" is also pod 0 of role "a"'),
-        (changed(replicas=-1), "spec.roles[0].replicas: must be between 0 and 2147483647, not -1"),
+        (changed(replicas=-1), "spec.roles[0].replicas: must be between 0 and 10000, not -1"),
         (changed(replicas=True), "replicas: must be a whole number, not the boolean true"),
         (changed(replicas="2"), "replicas: must be a whole number, not the string '2'"),
         (changed(dependencies="b"), "dependencies: must be a list, not the string 'b'"),

@@ -46,11 +46,11 @@ class Fields:
             self.error(key, f"is missing; {advice}")
         return value
 
-    def integer(self, key: str, default: int, minimum: int = 0) -> int:
-        """A whole number of at least `minimum` that fits 32 bits."""
+    def integer(self, key: str, default: int, minimum: int = 0, maximum: int = MAX_INT32) -> int:
+        """A whole number between two limits."""
         value = self._typed(key, int, "whole number", default)
-        if not minimum <= value <= MAX_INT32:
-            self.error(key, f"must be between {minimum} and {MAX_INT32}, not {value}")
+        if not minimum <= value <= maximum:
+            self.error(key, f"must be between {minimum} and {maximum}, not {_short(value)}")
             return default
         return int(value)
 

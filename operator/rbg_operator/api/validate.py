@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from rbg_operator.api.fields import Fields
+from rbg_operator.api.model import MAX_REPLICAS, Coordination, Role
 from rbg_operator.api.problems import Findings
 
 DNS_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
@@ -14,6 +16,7 @@ MAX_LABEL = 63
 # A StatefulSet's name and "-" and a hash of 10 characters become a label; the Service of an ordinal, s-NAME-12345678,
 # fits into 63 characters too.
 MAX_WORKLOAD = 52
+NUMBER = len(f"-{MAX_REPLICAS - 1}")  # the workers of a multi-node instance have a StatefulSet of their own, NAME-1234
 
 
 def check_label(findings: Findings, path: str, what: str, name: str) -> bool:
@@ -31,30 +34,47 @@ def check_label(findings: Findings, path: str, what: str, name: str) -> bool:
     return False
 
 
-def check_roles(findings: Findings, group: str, roles: Sequence[tuple[str, str]]) -> None:
-    """Check the names of all roles, given as (path, name) in order."""
-    first: dict[str, str] = {}
-    for path, name in roles:
-        if not name or not check_label(findings, f"{path}.name", "the role's name", name):
+def check_roles(findings: Findings, group: str, roles: Sequence[tuple[str, Role]]) -> None:
+    """Check the names of all roles, given as (path, role) in order."""
+    first: dict[str, tuple[str, Role]] = {}
+    for path, role in roles:
+        if not role.name or not check_label(findings, f"{path}.name", "the role's name", role.name):
             continue
-        if name in first:
-            findings.error(f"{path}.name", f'"{name}" is already the name of {first[name]}; give each role its own')
-        first.setdefault(name, path)
-        length = len(group) + 1 + len(name)
-        if length > MAX_WORKLOAD:
-            findings.error(
-                f"{path}.name",
-                f'"{group}-{name}" has {length} characters and at most {MAX_WORKLOAD} fit into the names derived from '
-                f"it; shorten the group's or the role's name by {length - MAX_WORKLOAD}",
-            )
-    for name, path in first.items():
-        match = ORDINAL_NAME.match(name)
-        if match and match[1] in first:
-            findings.error(
-                f"{path}.name",
-                f'"{name}" is also pod {match[2]} of role "{match[1]}": both would own the Service s-{group}-{name}; '
-                "rename one",
-            )
+        if role.name in first:
+            taken = first[role.name][0]
+            findings.error(f"{path}.name", f'"{role.name}" is already the name of {taken}; give each role its own')
+        first.setdefault(role.name, (path, role))
+        _check_length(findings, f"{path}.name", group, role)
+    for name, (path, _) in first.items():
+        _check_services(findings, f"{path}.name", group, name, {other: role for other, (_, role) in first.items()})
+
+
+def _check_length(findings: Findings, path: str, group: str, role: Role) -> None:
+    length = len(group) + 1 + len(role.name)
+    most = MAX_WORKLOAD if role.size == 1 else MAX_WORKLOAD - NUMBER
+    if length > most:
+        reason = "" if role.size == 1 else f" of a role with leaderWorkerSet.size {role.size}"
+        findings.error(
+            path,
+            f'"{group}-{role.name}" has {length} characters and at most {most} fit into the names derived from it'
+            f"{reason}; shorten the group's or the role's name by {length - most}",
+        )
+
+
+def _check_services(findings: Findings, path: str, group: str, name: str, roles: Mapping[str, Role]) -> None:
+    """A role may be named as if it were a part of another."""
+    match = ORDINAL_NAME.match(name)
+    if match and match[1] in roles:
+        findings.error(
+            path,
+            f'"{name}" is also pod {match[2]} of role "{match[1]}": both would own the Service s-{group}-{name}; '
+            "rename one",
+        )
+    owner = roles.get(name.removesuffix("-nodes"))
+    if owner is not None and owner.name != name and owner.size > 1:
+        findings.error(
+            path, f'"{name}" stands for the nodes of role "{owner.name}" in the Service s-{group}-{name}; rename one'
+        )
 
 
 def check_dependencies(findings: Findings, roles: Mapping[str, tuple[str, Sequence[str]]]) -> None:
@@ -75,6 +95,26 @@ def check_dependencies(findings: Findings, roles: Mapping[str, tuple[str, Sequen
         findings.error(f"{path}.dependencies", f"is a cycle: {' -> '.join(cycle)}; remove one of these dependencies")
         for name in cycle:
             graph.pop(name, None)
+
+
+def check_coordination(spec: Fields, coordination: Sequence[Coordination], roles: Collection[str]) -> None:
+    """Check that the roles are known, and that each is in one coordination at most."""
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for index, one in enumerate(coordination):
+        path = f"{spec.at('coordination')}[{index}]"
+        if one.name in names:
+            spec.findings.error(f"{path}.name", f'"{one.name}" is the name of two; give each its own')
+        names.add(one.name)
+        if not one.roles:
+            spec.findings.error(f"{path}.roles", "is empty; name the roles to coordinate")
+        for position, role in enumerate(one.roles):
+            where = f"{path}.roles[{position}]"
+            if role not in roles:
+                spec.findings.error(where, f'no role is called "{role}"; roles are {", ".join(sorted(roles))}')
+            elif role in owners:
+                spec.findings.error(where, f'"{role}" is already in "{owners[role]}"; keep it in one coordination')
+            owners.setdefault(role, one.name)
 
 
 def _find_cycle(graph: Mapping[str, Sequence[str]]) -> list[str]:

@@ -90,7 +90,9 @@ def plan_all(group: RoleBasedGroup, address: str) -> list[PodProcess]:
 
 def ignored_fields(group: RoleBasedGroup) -> list[str]:
     """Fields of the manifest that mean nothing to a process of this machine, sorted."""
-    return sorted({field for role in group.roles for field in _ignored(role)} | set(group.other))
+    fields = {field for role in group.roles for field in _ignored(role)}
+    fields |= {key for key in ("podGroupPolicy", "coordination") if group.spec.get(key)}
+    return sorted(fields)
 
 
 def _environment(
@@ -131,6 +133,9 @@ def _ignored(role: Role) -> Iterator[str]:
     yield from (key for key in role.main_container if key not in _READ_CONTAINER_FIELDS)
     if len(role.pod_spec["containers"]) > 1:
         yield "containers after the first"
-    yield from role.other
+    if role.size > 1:
+        yield "leaderWorkerSet"
+    if role.engine_runtimes:
+        yield "engineRuntimes"
     if role.restart_policy != "None":
         yield "restartPolicy"
