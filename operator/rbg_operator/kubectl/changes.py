@@ -47,13 +47,13 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def unified_diff(old: Any, new: Any, old_name: str, new_name: str) -> str:
     """Two values as YAML, compared as diff -u does; "" if they are the same."""
-    before, after = (as_yaml(value).splitlines(keepends=True) for value in (old, new))
+    before, after = (as_yaml(value, sort_keys=True).splitlines(keepends=True) for value in (old, new))
     return "".join(difflib.unified_diff(before, after, old_name, new_name))
 
 
-def as_yaml(value: Any) -> str:
-    """YAML with keys in their order and long texts as blocks."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+def as_yaml(value: Any, sort_keys: bool = False) -> str:
+    """YAML without aliases, with long texts as blocks."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=True, width=1000)
 
 
 class _Dumper(yaml.SafeDumper):
