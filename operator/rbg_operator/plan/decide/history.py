@@ -6,16 +6,18 @@ from collections.abc import Mapping
 
 from rbg_operator.api.documents import Json
 from rbg_operator.plan import labels
-from rbg_operator.plan.decide.owned import HISTORY_KIND, deletion, is_leaving, key_of
-from rbg_operator.plan.observed import Live, ObjectKey
+from rbg_operator.plan.decide.owned import HISTORY_KIND, deletion, is_blocked, is_leaving, key_of
+from rbg_operator.plan.observed import Live, ObjectKey, Snapshot
 from rbg_operator.plan.steps import Apply, Delete
 
 KEPT = 10
 
 
-def record(history: Json, owned: Mapping[ObjectKey, Live]) -> list[Apply]:
+def record(history: Json, uid: str, snapshot: Snapshot, owned: Mapping[ObjectKey, Live]) -> list[Apply]:
     """Write down the current revision unless it is the newest already."""
     key = key_of(history)
+    if is_blocked(snapshot, uid, key):
+        return []
     numbers = _numbers(owned)
     newest = max(numbers.values(), default=0)
     if numbers.get(key) == newest and newest > 0:

@@ -74,8 +74,7 @@ def make_plan(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup
     steps: list[Step] = [] if labels.TEARDOWN_FINALIZER in snapshot.finalizers else [AddFinalizer()]
     steps += writes
     steps += scaling.adapter_applies(manifest, snapshot, owned)
-    if key_of(rendering.history) not in taken:
-        steps += history.record(rendering.history, owned)
+    steps += history.record(rendering.history, group.uid, snapshot, owned)
     steps += scaling.adapter_statuses(manifest, roles, owned)
     steps += [step for step in told if not isinstance(step, Emit)]
     steps += _pods(roles, rolls, restart, {write.key for write in writes}, owned)

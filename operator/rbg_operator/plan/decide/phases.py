@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rbg_operator.plan.decide.evidence import why_not_ready
+from rbg_operator.plan.decide.pods import ready_since
 from rbg_operator.plan.decide.previous import PreviousRole
 from rbg_operator.plan.decide.restart import Restart
 from rbg_operator.plan.decide.roles import ObservedRole
@@ -60,7 +61,7 @@ def phase_and_message(state: RoleState) -> tuple[Phase, str]:
     if one.is_complete:
         return Phase.READY, ""
     if evidence:
-        return Phase.STALLED, f"{_counts(one)}; {evidence}"
+        return Phase.STALLED, f"{one.num_available} of {one.wanted} instances ready; {evidence}"
     if rollout.is_rolling:
         return Phase.ROLLING_OUT, _counts(one)
     if _keeps_old(state):
@@ -79,7 +80,10 @@ def _keeps_old(state: RoleState) -> bool:
 
 def _counts(one: ObservedRole) -> str:
     text = f"{one.num_available} of {one.wanted} instances ready"
-    return text if not one.is_pending else f"{text}, {one.num_updated} at the current revision"
+    if one.is_pending:
+        text += f", {one.num_updated} at the current revision"
+    slow = next((pod.metadata.name for pod in one.pods if ready_since(pod) is None), None)
+    return f"{text}; waits for pod {slow}" if slow else text
 
 
 def _joined(text: str, evidence: str | None) -> str:

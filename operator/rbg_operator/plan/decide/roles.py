@@ -134,8 +134,10 @@ class ObservedRole:
 
         A missing instance counts as old if it will come back as such: below the present partition, or not made yet.
         """
-        if self.workload is None or not self.has_current_template:
+        if self.workload is None:
             return self.wanted
+        if not self.has_current_template:  # what it has is where this goes, or nothing of it is there yet
+            return 0 if self.num_updated == self.num_existing == self.wanted else self.wanted
         old = [ordinal for ordinal, instance in self.instances.items() if instance.is_old and ordinal < self.wanted]
         below = self._highest_missing(0, min(self.workload.partition, self.wanted))
         above = self._highest_missing(self.workload.replicas, self.wanted)
@@ -159,7 +161,7 @@ class ObservedRole:
     def is_complete(self) -> bool:
         """Whether exactly the wanted instances exist, all at the current revision and available."""
         exact = self.num_existing == self.num_updated == self.num_available == self.wanted
-        return exact and self.has_current_template
+        return exact and self.has_current_template and self.has_reached(0)
 
     @property
     def next_available(self) -> float | None:

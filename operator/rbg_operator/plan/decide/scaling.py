@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rbg_operator.api.model import Role, RoleBasedGroup
+from rbg_operator.api.model import MAX_REPLICAS, Role, RoleBasedGroup
 from rbg_operator.plan import labels
 from rbg_operator.plan.decide.owned import ADAPTER_KIND, is_blocked, is_leaving, key_of
 from rbg_operator.plan.decide.roles import ObservedRole
@@ -92,4 +92,4 @@ def _has_seen(live: Live, role: Role) -> bool:
 def _replicas(live: Live) -> int | None:
     spec = live.body("spec")
     replicas = spec.get("replicas") if isinstance(spec, dict) else None
-    return replicas if type(replicas) is int and replicas >= 0 else None
+    return min(replicas, MAX_REPLICAS) if type(replicas) is int and replicas >= 0 else None
