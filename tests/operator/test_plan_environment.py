@@ -14,9 +14,10 @@ from rbg_operator.api.parse import parse_group, parse_manifest
 from rbg_operator.api.problems import ManifestError
 from rbg_operator.plan.actions import PodId
 from rbg_operator.plan.arguments import flag, module
-from rbg_operator.plan.environment import stage_urls
+from rbg_operator.plan.environment import stage_urls, stages
 from rbg_operator.plan.expand import expand
-from rbg_operator.plan.kinds import KIND_LABEL, RoleKind, role_kind, serving_port
+from rbg_operator.plan.kinds import RoleKind, role_kind, serving_port
+from rbg_operator.plan.labels import ROLE_KIND
 from rbg_operator.plan.probes import AliveProbe, ExecProbe, HttpProbe, TcpProbe
 from rbg_operator.plan.processes import ignored_fields, plan_all, plan_process
 from tests.operator.groups import manifest, role
@@ -86,9 +87,9 @@ def test_kind_from_flags(command: list[str], kind: RoleKind) -> None:
 def test_kind_from_label_wins() -> None:
     for where in ("labels", "annotations"):
         assert (
-            role_kind(group({**role("a", "s", "--encoder-only"), where: {KIND_LABEL: "router"}}).roles[0]) == "router"
+            role_kind(group({**role("a", "s", "--encoder-only"), where: {ROLE_KIND: "router"}}).roles[0]) == "router"
         )
-    assert role_kind(group({**role("a", "s", "--encoder-only"), "labels": {KIND_LABEL: "?"}}).roles[0]) == "encoder"
+    assert role_kind(group({**role("a", "s", "--encoder-only"), "labels": {ROLE_KIND: "?"}}).roles[0]) == "encoder"
 
 
 def test_port() -> None:
@@ -106,7 +107,8 @@ def test_each_stage_gets_the_addresses_that_it_calls() -> None:
     encoders = ("ENCODER_URLS", "http://s-sglang-vlm-epd-vlm-encoder:30002")
     prefill = ("PREFILL_URLS", "http://s-sglang-vlm-epd-vlm-prefill:30000")
     decode = ("DECODE_URLS", "http://s-sglang-vlm-epd-vlm-decode:30001")
-    assert {item.name: stage_urls(example, item) for item in example.roles} == {
+    found = stages(example)
+    assert {stage.role.name: stage_urls(example, stage, found) for stage in found} == {
         "vlm-encoder": [],
         "vlm-prefill": [encoders],
         "vlm-decode": [],
@@ -136,7 +138,7 @@ def test_variables_of_a_pod() -> None:
     assert planned.env == {
         "RBG_GROUP_NAME": "g", "RBG_ROLE_NAME": "p", "RBG_ROLE_INDEX": "2",
         "GROUP_NAME": "g", "ROLE_NAME": "p", "ROLE_INDEX": "2",
-        "POD_NAME": "g-p-2", "POD_IP": "127.1.2.3",
+        "POD_NAME": "g-p-2", "POD_IP": "127.1.2.3", "POD_NAMESPACE": "default",
         "ENCODER_URLS": "http://mine:1", "MINE": "p-2", "AGAIN": "p-2!", "IP": "127.1.2.3",
     }  # fmt: skip
     assert planned.names_always[:2] == ("g-p-2", "s-g-p-2")

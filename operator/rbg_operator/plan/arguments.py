@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from rbg_operator.api.model import Role
 from rbg_operator.plan.expand import expand
@@ -22,15 +21,16 @@ def raw_argv(role: Role) -> list[str]:
     return [*(container.get("command") or ()), *(container.get("args") or ())]
 
 
-def role_argv(role: Role) -> list[str]:
-    """command and args with the values that the manifest itself gives to variables, for reading flags only."""
+def role_words(role: Role) -> list[str]:
+    """The words of command and args, with the values that the manifest itself gives to variables; for reading flags."""
     literals = {entry["name"]: entry.get("value") or "" for entry in role.main_container.get("env") or ()}
-    return [expand(word, literals) for word in raw_argv(role)]
+    return words([expand(word, literals) if "$" in word else word for word in raw_argv(role)])
 
 
 def words(argv: Sequence[str]) -> list[str]:
     """The words that the started program will see, as far as they can be told without a shell."""
-    if len(argv) >= 3 and PurePosixPath(argv[0]).name in SHELLS and argv[1].startswith("-") and argv[1].endswith("c"):
+    is_shell = len(argv) >= 3 and argv[0].rpartition("/")[2] in SHELLS
+    if is_shell and argv[1].startswith("-") and argv[1].endswith("c"):
         return _shell_words(argv[2])
     flat: list[str] = []
     for item in argv:
@@ -40,8 +40,12 @@ def words(argv: Sequence[str]) -> list[str]:
 
 def flag(argv: Sequence[str], name: str) -> str | None:
     """Value of the last `name VALUE` or `name=VALUE`; None if the flag is absent, "" if nothing follows it."""
+    return flag_in(words(argv), name)
+
+
+def flag_in(flat: Sequence[str], name: str) -> str | None:
+    """The same, of an argv that is in words already."""
     found = None
-    flat = words(argv)
     for index, word in enumerate(flat):
         if word == name:
             found = flat[index + 1] if index + 1 < len(flat) and not flat[index + 1].startswith("--") else ""
@@ -52,7 +56,11 @@ def flag(argv: Sequence[str], name: str) -> str | None:
 
 def module(argv: Sequence[str]) -> str:
     """The module that python runs with -m; "" if there is none."""
-    flat = words(argv)
+    return module_in(words(argv))
+
+
+def module_in(flat: Sequence[str]) -> str:
+    """The same, of an argv that is in words already."""
     for index, word in enumerate(flat[:-1]):
         if word == "-m":
             return flat[index + 1]

@@ -1,23 +1,25 @@
 """The variables that a pod finds in its environment, in the order Kubernetes would apply them.
 
 First the group's identity, then the addresses of the other stages, then the user's own: a later variable may refer to
-an earlier one with $(VAR), and the same name again replaces it. What the user sets explicitly wins.
+an earlier one with $(VAR). What the user sets explicitly wins.
 
 Addresses are headless names, never lists of pods: they stand for all ready pods of the role, so that scaling changes no
-environment and restarts nobody. Each stage gets only the addresses it calls, so that a new port of decode does not
-restart the encoders.
+environment and restarts nobody. For engines that need every address, the annotation stage-urls: PerReplica on a group
+or on the role that calls makes them lists. Each stage gets only the addresses it calls, so that a new port of decode
+does not restart the encoders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import MappingProxyType
 
 from rbg_operator.api.documents import Json
 from rbg_operator.api.model import Role, RoleBasedGroup
+from rbg_operator.plan import labels
 from rbg_operator.plan.expand import expand
-from rbg_operator.plan.kinds import RoleKind, role_kind, serving_port
-from rbg_operator.plan.names import headless_service
+from rbg_operator.plan.kinds import RoleKind, Stage, stage_of
+from rbg_operator.plan.names import headless_service, ordinal_service
 
 URL_VARIABLES = MappingProxyType(
     {
@@ -38,20 +40,31 @@ CALLS = MappingProxyType(
 )
 
 
+def stages(group: RoleBasedGroup) -> list[Stage]:
+    """All roles of a group."""
+    return [stage_of(role) for role in group.roles]
+
+
 def identity(group: str, role: str, ordinal: str) -> list[tuple[str, str]]:
-    """RBG_* and their older names. `ordinal` is text: on Kubernetes it is a reference to another variable."""
+    """RBG_* and their older names."""
     values = {"GROUP_NAME": group, "ROLE_NAME": role, "ROLE_INDEX": ordinal}
     return [(prefix + name, value) for prefix in ("RBG_", "") for name, value in values.items()]
 
 
-def stage_urls(group: RoleBasedGroup, role: Role) -> list[tuple[str, str]]:
-    """Addresses of the stages that the role calls, such as ("ENCODER_URLS", "http://s-group-encoder:30002")."""
-    urls = []
-    for kind in CALLS[role_kind(role)]:
-        found = [_url(group, other) for other in group.roles if role_kind(other) is kind]
-        if joined := " ".join(url for url in found if url):
-            urls.append((URL_VARIABLES[kind], joined))
-    return urls
+def stage_urls(group: RoleBasedGroup, caller: Stage, callees: Sequence[Stage]) -> list[tuple[str, str]]:
+    """Addresses of the stages that a role calls, such as ("ENCODER_URLS", "http://s-group-encoder:30002")."""
+    per_replica = lists_replicas(group, caller.role)
+    found = []
+    for kind in CALLS[caller.kind]:
+        urls = [url for other in callees if other.kind is kind for url in _urls(group, other, per_replica)]
+        if urls:
+            found.append((URL_VARIABLES[kind], " ".join(urls)))
+    return found
+
+
+def lists_replicas(group: RoleBasedGroup, role: Role) -> bool:
+    """Whether the role wants the address of every replica."""
+    return role.annotations.get(labels.STAGE_URLS, group.annotations.get(labels.STAGE_URLS)) == "PerReplica"
 
 
 def resolve(
@@ -66,6 +79,12 @@ def resolve(
     return variables
 
 
-def _url(group: RoleBasedGroup, role: Role) -> str:
-    port = serving_port(role)
-    return f"http://{headless_service(group.name, role.name)}:{port}" if port else ""
+def _urls(group: RoleBasedGroup, stage: Stage, per_replica: bool) -> list[str]:
+    if stage.port is None:
+        return []
+    role = stage.role
+    if per_replica and role.workload_kind != "Deployment":
+        hosts = [ordinal_service(group.name, role.name, ordinal) for ordinal in range(role.replicas)]
+    else:
+        hosts = [headless_service(group.name, role.name)]
+    return [f"http://{host}:{stage.port}" for host in hosts]

@@ -16,6 +16,7 @@ OLD_ROLE_NAME = OLD_PREFIX + "role"
 ROLE_REVISION = PREFIX + "role-revision"  # content hash of the role's pod templates
 ROLE_KIND = PREFIX + "role-kind"  # encoder, prefill, decode, router, other; also read from the user's role
 INSTANCE = PREFIX + "role-instance-index"  # multi-node roles: the replica that the pod belongs to
+NODE = PREFIX + "node"  # multi-node roles: leader or worker
 POD_INDEX = "apps.kubernetes.io/pod-index"  # written by the StatefulSet controller
 POD_NAME = "statefulset.kubernetes.io/pod-name"  # likewise
 
@@ -37,6 +38,7 @@ RESTARTED_AT = PREFIX + "restarted-at"  # on a role: any new value restarts its 
 # Annotations that the operator keeps on its own objects.
 DEPENDENCIES = PREFIX + "dependencies"  # on workloads: a removed role's dependencies, for its teardown
 ADAPTER_ROLE_REPLICAS = PREFIX + "role-replicas"  # on adapters: spec.roles[].replicas when last seen
+APPLIED_HASH = PREFIX + "applied-hash"  # on all: hash of the object as we want it; a field no longer wanted shows here
 
 TEARDOWN_FINALIZER = PREFIX + "ordered-teardown"
 FIELD_MANAGER = "rbg-operator"

@@ -4,6 +4,11 @@ workload                 <group>-<role>
 pod                      <group>-<role>-<ordinal>
 headless Service         s-<group>-<role>              all ready pods of the role
 Service of one ordinal   s-<group>-<role>-<ordinal>    that pod, ready or not
+
+Of roles whose instances have several nodes:
+
+workers of an instance   <group>-<role>-<instance>     the first node is a pod of that name
+governing Service        s-<group>-<role>-nodes        every node, ready or not
 """
 
 from __future__ import annotations
@@ -22,6 +27,11 @@ def pod_name(group: str, role: str, ordinal: int) -> str:
 def headless_service(group: str, role: str) -> str:
     """Host name of all ready pods of a role."""
     return f"s-{group}-{role}"
+
+
+def nodes_service(group: str, role: str) -> str:
+    """Host name of all nodes of a multi-node role; the domain of each."""
+    return f"s-{group}-{role}-nodes"
 
 
 def ordinal_service(group: str, role: str, ordinal: int) -> str:

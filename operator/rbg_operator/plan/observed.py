@@ -140,7 +140,7 @@ class Snapshot:
     pods: tuple[Pod, ...] = ()
     objects: Mapping[ObjectKey, Live] = field(default_factory=dict)  # all but pods, found by label
     foreign: frozenset[ObjectKey] = frozenset()  # names we need that belong to somebody else
-    refused: Mapping[ObjectKey, str] = field(default_factory=dict)  # the API server's words on our last attempt to apply
+    refused: Mapping[ObjectKey, str] = field(default_factory=dict)  # the API server's words on our last apply
     status: Json = field(default_factory=dict)  # the group's status as last written; any shape, it is only read
     status_written_at: float = 0.0  # seconds since the epoch; 0 when unknown
     finalizers: tuple[str, ...] = ()

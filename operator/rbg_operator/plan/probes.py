@@ -14,7 +14,7 @@ from rbg_operator.api.documents import Json
 from rbg_operator.api.fields import Fields
 from rbg_operator.api.model import Role
 from rbg_operator.api.problems import Findings
-from rbg_operator.plan.kinds import is_known_server, serving_port
+from rbg_operator.plan.kinds import stage_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,16 @@ class Probe:
     success_threshold: int = 1
 
 
+def default_readiness(port: int) -> Json:
+    """The readinessProbe of a known server on Kubernetes, whose template gives none."""
+    return {
+        "httpGet": {"path": "/health", "port": port},
+        "periodSeconds": 2,
+        "timeoutSeconds": 5,
+        "failureThreshold": 3,
+    }
+
+
 PROBE_FIELDS = (
     "httpGet", "tcpSocket", "exec", "grpc", "periodSeconds", "timeoutSeconds", "initialDelaySeconds",
     "failureThreshold", "successThreshold", "terminationGracePeriodSeconds",
@@ -70,10 +80,10 @@ PROBE_FIELDS = (
 def readiness(role: Role, path: str, findings: Findings) -> Probe:
     """The role's readiness probe. `path` is where the probe stands in the manifest; mistakes go to findings."""
     given = role.main_container.get("readinessProbe")
-    port = serving_port(role)
     if not given:
-        known = is_known_server(role) and port is not None
-        return Probe(check=HttpProbe(port or 0, "/health") if known else AliveProbe(), timeout=5.0)
+        stage = stage_of(role)
+        known = stage.is_known and stage.port is not None
+        return Probe(check=HttpProbe(stage.port or 0, "/health") if known else AliveProbe(), timeout=5.0)
     fields = Fields(given, path, findings)
     fields.reject_unknown(PROBE_FIELDS)
     return Probe(

@@ -16,7 +16,7 @@ from rbg_operator.plan import environment
 from rbg_operator.plan.actions import PodId
 from rbg_operator.plan.arguments import raw_argv
 from rbg_operator.plan.expand import expand
-from rbg_operator.plan.kinds import RoleKind, role_kind, serving_port
+from rbg_operator.plan.kinds import RoleKind, stage_of
 from rbg_operator.plan.names import headless_service, ordinal_service, pod_name, qualified
 from rbg_operator.plan.probes import Probe, readiness
 
@@ -56,18 +56,19 @@ def plan_process(group: RoleBasedGroup, pod: PodId, address: str) -> PodProcess:
         findings.error(f"{path}.command", "is empty; without an image to take it from, the command must be given")
     probe = readiness(role, f"{path}.readinessProbe", findings)
     findings.raise_errors()
+    stage = stage_of(role)
     service = headless_service(group.name, role.name)
     of_pod = qualified(ordinal_service(group.name, role.name, pod.ordinal), group.namespace)
     return PodProcess(
         pod=pod,
         name=name,
-        kind=role_kind(role),
+        kind=stage.kind,
         address=address,
         argv=argv,
         env=env,
         working_dir=role.main_container.get("workingDir") or "",
         probe=probe,
-        port=serving_port(role),
+        port=stage.port,
         grace_seconds=float(role.pod_spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)),
         names_always=(name, *of_pod, *(f"{name}.{host}" for host in qualified(service, group.namespace))),
         names_ready=qualified(service, group.namespace),
@@ -99,11 +100,13 @@ def _environment(
     group: RoleBasedGroup, pod: PodId, fields: dict[str, str], path: str, findings: Findings
 ) -> dict[str, str]:
     role = group.role(pod.role)
+    stages = environment.stages(group)
     injected = [
         *environment.identity(group.name, role.name, str(pod.ordinal)),
         ("POD_NAME", fields["metadata.name"]),
         ("POD_IP", fields["status.podIP"]),
-        *environment.stage_urls(group, role),
+        ("POD_NAMESPACE", fields["metadata.namespace"]),
+        *environment.stage_urls(group, stages[group.roles.index(role)], stages),
     ]
     if role.main_container.get("envFrom"):
         findings.error(f"{path}.envFrom", "reads from the cluster; on this machine list the variables in env")

@@ -13,13 +13,17 @@ from rbg_operator.api.documents import Json
 from rbg_operator.api.model import Role, RoleBasedGroup
 from rbg_operator.api.problems import Problem
 
+LEADER_WORKER_SET = "LeaderWorkerSet"
+POD_GROUP = "PodGroup.scheduling.x-k8s.io"
+VOLCANO_POD_GROUP = "PodGroup.scheduling.volcano.sh"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What rendering needs beyond the group."""
 
     profiles: Mapping[str, Json] = field(default_factory=dict)  # spec of each ClusterEngineRuntimeProfile by name
-    kinds: frozenset[str] = frozenset()  # optional kinds the cluster serves: LeaderWorkerSet, PodGroup.scheduling, ...
+    kinds: frozenset[str] = frozenset()  # of the three above, those that the cluster serves
 
 
 @dataclass(frozen=True)
