@@ -21,6 +21,7 @@ from rbg_operator.kube.resources import (
     DEPLOYMENT,
     ENGINE_RUNTIME_PROFILE,
     POD,
+    POD_GROUP,
     ROLE_BASED_GROUP,
     ROLE_BASED_GROUP_SET,
     SCALING_ADAPTER,
@@ -83,7 +84,7 @@ class Cache:
         if self._context is None:
             self._context = Context(
                 profiles={profile.metadata.name: profile.spec for profile in self.profiles},
-                kinds=frozenset(rendering_name(resource) for resource in self.informers),
+                kinds=frozenset(name_for_rendering(resource) for resource in self.informers),
             )
         return self._context
 
@@ -186,6 +187,12 @@ class Cache:
         for index in {group_index(item) for item in (old, new) if item is not None}:
             if index is not None:
                 self._enqueue(Key(GROUP, *index))
+
+
+def name_for_rendering(resource: Resource) -> str:
+    """How a rendering's context calls a kind: two groups of APIs have a PodGroup."""
+    group, _, _ = resource.api_version.rpartition("/")
+    return f"{resource.kind}.{group}" if resource.kind == POD_GROUP.kind else resource.kind
 
 
 def _same(old: Live | Pod, new: Live | Pod) -> bool:

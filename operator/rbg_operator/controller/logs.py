@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
-
-import msgspec
 
 FIELDS = ("key", "error", "seconds", "retry_seconds", "steps")
 """What our own log calls put into `extra`."""
@@ -36,10 +35,14 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {field: getattr(record, field) for field in FIELDS if hasattr(record, field)}
+        line |= {field: _plain(getattr(record, field)) for field in FIELDS if hasattr(record, field)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return json.dumps(line)  # escapes whatever is not ASCII, so nothing hostile reaches a terminal
+
+
+def _plain(value: Any) -> str | int | float:
+    return value if isinstance(value, int | float) else str(value)
 
 
 class TextFormatter(logging.Formatter):

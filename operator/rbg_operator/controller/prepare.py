@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rbg_operator.api.documents import Json
+from rbg_operator.api.groupset import parse_groupset
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.api.parse import parse_group
 from rbg_operator.api.problems import ManifestError, Problem
@@ -59,6 +60,15 @@ class Preparation:
 
 def _same(one: tuple[tuple[int, ...], Context], other: tuple[tuple[int, ...], Context]) -> bool:
     return one[0] == other[0] and one[1] is other[1]
+
+
+def parsed_set(group_set: Custom) -> tuple[int, Json, tuple[Problem, ...]]:
+    """(replicas, spec of its groups, what is wrong with it)."""
+    try:
+        found = parse_groupset(group_set.manifest())
+    except ManifestError as error:
+        return 0, {}, error.problems
+    return found.replicas, found.template, ()
 
 
 def parsed(manifest: Json) -> RoleBasedGroup | tuple[Problem, ...]:

@@ -16,7 +16,8 @@ from rbg_operator.controller.leader import identity, lead
 from rbg_operator.controller.metrics import Metrics
 from rbg_operator.controller.objects import Key
 from rbg_operator.controller.options import Options
-from rbg_operator.controller.reconcile import GroupReconciler
+from rbg_operator.controller.planning import GroupPlanner, Planner, SetPlanner
+from rbg_operator.controller.reconcile import Reconciler
 from rbg_operator.controller.workqueue import Done, Retry, WorkQueue
 from rbg_operator.kube.client import Client
 from rbg_operator.kube.credentials import Credentials
@@ -48,7 +49,8 @@ class Replica:
         namespace = options.lease_namespace or credentials.namespace
         self._election = Election(self._client, namespace, options.lease_name, identity(), manager=FIELD_MANAGER)
         executor = Executor(self._client, self._cache, may_write=self._may_write)
-        self._groups = GroupReconciler(self._client, self._cache, executor)
+        planners: dict[str, Planner] = {GROUP: GroupPlanner(self._cache), GROUP_SET: SetPlanner(self._cache)}
+        self._reconciler = Reconciler(self._client, self._cache, executor, planners)
         self._stop = asyncio.Event()
         self._synced = False
         self._register_metrics()
@@ -123,9 +125,8 @@ class Replica:
         await self._queue.run(self._reconcile, workers=self._options.workers, drain_seconds=DRAIN_SECONDS)
 
     async def _reconcile(self, key: Key) -> Done:
-        reconciler = self._sets if key.kind == GROUP_SET else self._groups
         with self.metrics.reconcile_seconds.labels(key.kind).time():
-            return await reconciler.reconcile(key)
+            return await self._reconciler.reconcile(key)
 
     async def _resync_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
