@@ -22,6 +22,7 @@ processes of this machine, from the same RoleBasedGroup manifest that a cluster 
   rbg scale NAME encoder=4      more or fewer pods of a role; nothing else restarts
   rbg logs NAME -f              what the pods print
   rbg down                      end it
+  rbg plan -f group.yaml        what the operator would do with it on a cluster
 """
 UP = """Start every pod of the group as a process: roles in the order of their dependencies, each once what it
 depends on is ready. Each pod has an address of its own (127.x.y.z), so ports need no change, and the names
@@ -36,6 +37,11 @@ the highest ordinals are removed first, after they have left name resolution. No
 manifest is not changed: the next rbg up starts with its numbers."""
 DOWN = """End the group: roles in reverse order of their dependencies, each process with SIGTERM and, after its
 terminationGracePeriodSeconds (10 s if not given), SIGKILL. Without NAME, the only group that runs."""
+
+PLAN = """Show what the operator would do with a manifest on an empty cluster if every pod got ready: which role
+starts when, and the objects. The cluster is taken to have the kinds that the manifest asks for, such as
+LeaderWorkerSet. With -o yaml the objects can be given to kubectl apply. Nothing is changed. --diff asks the cluster of the kubeconfig instead, through kubectl: what would be created, changed and deleted, and
+in which order pods would be replaced."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,7 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     down = commands.add_parser("down", help="end a group", description=DOWN, formatter_class=raw)
     down.add_argument("name", nargs="?", metavar="NAME", help="the group; default: the only one")
+    _add_plan(commands)
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    plan = commands.add_parser("plan", help="show what a cluster would do", description=PLAN, formatter_class=raw)
+    plan.add_argument("-f", "--file", required=True, metavar="FILE", help="the manifest; - reads standard input")
+    plan.add_argument("-o", "--output", choices=("text", "yaml", "json"), default="text", help="default: text")
+    plan.add_argument("--diff", action="store_true", help="compare with a cluster")
+    plan.add_argument("-n", "--namespace", default="", metavar="NS", help="with --diff, where the manifest names none")
+    plan.add_argument("--context", default="", metavar="NAME", help="with --diff: of the kubeconfig")
+    plan.add_argument("--kubeconfig", default="", metavar="FILE", help="with --diff")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -79,14 +97,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: argparse.Namespace) -> int:
     from rbg_operator.api.problems import ManifestError
+    from rbg_operator.kubectl.kubectl import KubectlError
     from rbg_operator.local.preflight import LocalError
 
-    commands = {"up": _up, "status": _status, "logs": _logs, "scale": _scale, "down": _down}
+    commands = {"up": _up, "status": _status, "logs": _logs, "scale": _scale, "down": _down, "plan": _plan}
     try:
         return commands[arguments.command](arguments)
     except ManifestError as error:
         print(f"rbg: {arguments.file} cannot be used:\n{error}", file=sys.stderr)
-    except LocalError as error:
+    except (LocalError, KubectlError) as error:
         print(f"rbg: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -99,11 +118,16 @@ def _up(arguments: argparse.Namespace) -> int:
     from rbg_operator.api.parse import parse_manifest
     from rbg_operator.local.up import up
 
-    source = "standard input" if arguments.file == "-" else arguments.file
-    group = parse_manifest(_read(arguments.file), source)
+    group = parse_manifest(_read(arguments.file), _source(arguments.file))
     for warning in group.warnings:
         print(f"rbg: warning: {warning}", file=sys.stderr)
     return up(group, arguments.timeout, arguments.detach, lambda text: print(f"rbg: {text}", file=sys.stderr))
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rbg_operator.preview.command import plan
+
+    return plan(_read(arguments.file), _source(arguments.file), arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -174,6 +198,11 @@ def _group(name: str) -> GroupFolder:
         return folders[name]
     known = f"running are {', '.join(folders)}" if folders else "none runs; start one with rbg up -f FILE"
     raise LocalError(f'no group called "{name}" runs on this machine; {known}')
+
+
+def _source(path: str) -> str:
+    """The manifest's name in messages."""
+    return "standard input" if path == "-" else path
 
 
 def _read(path: str) -> bytes:

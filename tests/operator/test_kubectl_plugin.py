@@ -41,6 +41,7 @@ class Plugin:
         wrapper.chmod(0o755)
         path = os.pathsep.join((str(folder), str(Path(self.kubectl_path).parent), os.environ["PATH"]))
         self.env = {**os.environ, "PATH": path, "KUBECONFIG": str(control_plane.kubeconfig)}
+        self.env["KUBECACHEDIR"] = str(control_plane.folder / "kubectl-cache")
 
     def argv(self, line: str) -> list[str]:
         """The command line of `kubectl rbg LINE`."""
@@ -142,7 +143,7 @@ def test_status_shows_roles_pods_and_why_one_crashed(plugin: Plugin) -> None:
     plugin.status(
         "vl", condition("Progressing", False, "Stalled", "encoder does not start"), statuses=[stalled, waiting]
     )
-    shown = wait_for(lambda: text if (text := plugin.run("status vl")).count("OOMKilled") == 2 else "")
+    shown = wait_for(lambda: text if (text := plugin.run("status vl")).count("OOMKilled") == 2 else "", SECONDS)
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert lines[0].startswith(f"{plugin.namespace}/vl Stalled 0/2 roles ready")
     assert lines[1] == "encoder does not start"
@@ -294,7 +295,7 @@ def test_logs_of_all_pods_have_prefixes(plugin: Plugin) -> None:
     group = plugin.group("vl", ENCODER, PREFILL)
     plugin.workload(group, "encoder", 2)
     plugin.workload(group, "prefill", 1, containers=2)
-    wait_for(lambda: plugin.pods_ready(3))
+    wait_for(lambda: plugin.pods_ready(3), SECONDS)
     plugin.control_plane.write_pod_log(f"hello {plugin.namespace}")
     shown = [line for line in plugin.run("logs vl --tail 1").splitlines() if plugin.namespace in line]
     who = ["encoder-0         ", "encoder-1         ", "prefill-0/server-0", "prefill-0/server-1"]
@@ -310,7 +311,7 @@ def test_logs_of_all_pods_have_prefixes(plugin: Plugin) -> None:
 def test_logs_follow_new_lines_and_new_pods(plugin: Plugin) -> None:
     group = plugin.group("vl", ENCODER)
     plugin.workload(group, "encoder")
-    wait_for(lambda: plugin.pods_ready(1))
+    wait_for(lambda: plugin.pods_ready(1), SECONDS)
     with follower(plugin, "logs vl -f --tail 0") as lines:
         _write_until(plugin, "first", lambda: any("encoder-0 │ first" in line for line in lines))
         plugin.control_plane.kubectl("scale", "-n", plugin.namespace, "statefulset/vl-encoder", "--replicas=2")
@@ -320,7 +321,7 @@ def test_logs_follow_new_lines_and_new_pods(plugin: Plugin) -> None:
 def test_logs_go_on_after_the_api_server_was_away(plugin: Plugin) -> None:
     group = plugin.group("vl", ENCODER)
     plugin.workload(group, "encoder")
-    wait_for(lambda: plugin.pods_ready(1))
+    wait_for(lambda: plugin.pods_ready(1), SECONDS)
     with follower(plugin, "logs vl -f --tail 0") as lines:
         _write_until(plugin, "before", lambda: any("before" in line for line in lines))
         plugin.control_plane.restart("kube-apiserver")
@@ -368,9 +369,9 @@ class follower:  # noqa: N801  # a context manager, used as a verb
 def test_watching_shows_changes_until_interrupted(plugin: Plugin) -> None:
     plugin.group("vl", ENCODER)
     with follower(plugin, "status vl -w") as lines:
-        wait_for(lambda: any("no operator has looked" in line for line in lines))
+        wait_for(lambda: any("no operator has looked" in line for line in lines), SECONDS)
         plugin.status("vl", READY, statuses=[role_status("encoder", "Ready", 2, 2)])
-        wait_for(lambda: any("Ready   1/1 roles ready" in line for line in lines))
+        wait_for(lambda: any("Ready   1/1 roles ready" in line for line in lines), SECONDS)
 
 
 def test_without_kubectl_it_says_so(plugin: Plugin, tmp_path: Path) -> None:

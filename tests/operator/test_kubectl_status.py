@@ -249,6 +249,6 @@ default/vl  RollingOut  1/4    15m  prefill waits for encoder"""
 def test_groups_one_line_each() -> None:
     other = group(spec_role("a"), statuses=[role_status("a", "Ready")], conditions=[READY], name="text", namespace="b")
     views = [group_view(other), group_view(ROLLING)]
-    assert groups_table(views, NOW, colour=False, width=70) == GROUPS
-    cut = groups_table(views, NOW, colour=False, width=50).splitlines()[2]
+    assert groups_table(views, NOW, colour=False, width=70, with_namespace=True) == GROUPS
+    cut = groups_table(views, NOW, colour=False, width=50, with_namespace=True).splitlines()[2]
     assert cut == "default/vl  RollingOut  1/4    15m  prefill waits…"

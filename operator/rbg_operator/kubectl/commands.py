@@ -66,7 +66,7 @@ def _status(kubectl: Kubectl, arguments: argparse.Namespace) -> str:
     colour, width = use_colour(sys.stdout), shutil.get_terminal_size((100, 40)).columns
     if len(views) == 1:
         return render(views[0], time.time(), colour, width)
-    return groups_table(views, time.time(), colour, width)
+    return groups_table(views, time.time(), colour, width, arguments.all_namespaces)
 
 
 def _view(kubectl: Kubectl, group: dict[str, Any]) -> GroupView:

@@ -13,13 +13,14 @@ from rbg_operator.local.logbook import BOLD, DIM, paint
 MAX_CHANGES = 3  # shown of one revision
 
 
-def groups_table(groups: Sequence[GroupView], now: float, colour: bool, width: int) -> str:
+def groups_table(
+    groups: Sequence[GroupView], now: float, colour: bool, width: int, with_namespace: bool = False
+) -> str:
     """One line for each group: how much of it is ready and, cut at the terminal's width, why not all."""
-    several = len({group.namespace for group in groups}) > 1
     rows = [("GROUP", "STATE", "ROLES", "AGE", "WHY")]
     for group in sorted(groups, key=lambda group: (group.namespace, group.name)):
         word, why = verdict(group)
-        name = f"{group.namespace}/{group.name}" if several else group.name
+        name = f"{group.namespace}/{group.name}" if with_namespace else group.name
         rows.append((name, word, f"{group.num_ready_roles}/{len(group.roles)}", age(group.created, now), why))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
