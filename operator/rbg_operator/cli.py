@@ -40,7 +40,8 @@ terminationGracePeriodSeconds (10 s if not given), SIGKILL. Without NAME, the on
 
 PLAN = """Show what the operator would do with a manifest on an empty cluster if every pod got ready: which role
 starts when, and the objects. The cluster is taken to have the kinds that the manifest asks for, such as
-LeaderWorkerSet. With -o yaml the objects can be given to kubectl apply. Nothing is changed. --diff asks the cluster of the kubeconfig instead, through kubectl: what would be created, changed and deleted, and
+LeaderWorkerSet. With -o yaml the objects can be given to kubectl apply. Nothing is changed.
+--diff asks the cluster of the kubeconfig instead, through kubectl: what would be created, changed and deleted, and
 in which order pods would be replaced."""
 
 

@@ -45,7 +45,8 @@ def plan(data: bytes, source: str, arguments: argparse.Namespace) -> int:
         return _against_cluster(manifest, group, arguments)
     rendering = _rendered(group, EVERYTHING)
     seen = preview(rendering, Snapshot(now=time.time()), group)
-    where = f"{group.name} in namespace {group.namespace}: {counted(len(group.roles), 'role')}, {counted(_pods(rendering), 'pod')}"
+    size = f"{counted(len(group.roles), 'role')}, {counted(_pods(rendering), 'pod')}"
+    where = f"{group.name} in namespace {group.namespace}: {size}"
     _show(arguments.output, seen, plan_text(where, seen, use_colour(sys.stdout)), None)
     return 0
 
