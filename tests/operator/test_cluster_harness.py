@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,21 @@ def own(cluster_programs: None) -> Iterator[ControlPlane]:
         yield running
 
 
+def fresh_namespace(running: ControlPlane) -> str:
+    """The API path of a new namespace."""
+    name = f"fresh-{uuid.uuid4().hex[:8]}"
+    running.make_namespace(name)
+    return f"/api/v1/namespaces/{name}"
+
+
 # Its life
 
 
 def test_two_side_by_side_share_nothing(control_plane: ControlPlane, own: ControlPlane) -> None:
     assert not set(control_plane.settings.ports.values()) & set(own.settings.ports.values())
-    own.make_namespace("only-here")
-    assert own.api().exists("/api/v1/namespaces/only-here")
-    assert not control_plane.api().exists("/api/v1/namespaces/only-here")
+    there = fresh_namespace(own)
+    assert own.api().exists(there)
+    assert not control_plane.api().exists(there)
     assert all(ready for _, _, ready in control_plane.status().values())
 
 
@@ -115,10 +123,10 @@ def test_commands_to_the_end_of_a_half_dead_one(cluster_programs: None) -> None:
 
 @pytest.mark.parametrize("grace", [1.0, 0.0], ids=["stopped", "killed"])
 def test_a_restart_keeps_the_data(own: ControlPlane, grace: float) -> None:
-    own.make_namespace(f"kept-{grace:.0f}")
+    kept = fresh_namespace(own)
     for component in ("kube-apiserver", "etcd"):
         own.restart(component, grace)
-    eventually(lambda: own.api().exists(f"/api/v1/namespaces/kept-{grace:.0f}"))
+    eventually(lambda: own.api().exists(kept))
 
 
 def test_a_paused_server_answers_when_resumed(own: ControlPlane) -> None:
