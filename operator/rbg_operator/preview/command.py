@@ -15,7 +15,7 @@ from rbg_operator.api.parse import parse_group
 from rbg_operator.api.problems import ManifestError
 from rbg_operator.kubectl.changes import as_yaml
 from rbg_operator.kubectl.kubectl import Kubectl
-from rbg_operator.kubectl.read import mapping
+from rbg_operator.kubectl.read import mapping, text
 from rbg_operator.local.logbook import use_colour
 from rbg_operator.plan.decide import effective
 from rbg_operator.plan.decide.owned import key_of
@@ -24,7 +24,7 @@ from rbg_operator.plan.preview import Preview, preview
 from rbg_operator.plan.render import render
 from rbg_operator.plan.rendering import LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP, Context, Rendering
 from rbg_operator.preview.difference import Difference, difference
-from rbg_operator.preview.live import Cluster, read_cluster, taken
+from rbg_operator.preview.live import after_apply, read_cluster, taken
 from rbg_operator.preview.report import counted, difference_text, plan_text
 
 EVERYTHING = Context(kinds=frozenset((LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP)))
@@ -37,12 +37,11 @@ def plan(data: bytes, source: str, arguments: argparse.Namespace) -> int:
     manifest = load_manifest(data, source)
     metadata = mapping(manifest, "metadata")
     kept = {key: metadata[key] for key in metadata if key not in SERVER_FIELDS}
-    manifest = {**manifest, "metadata": {**kept, "uid": NO_UID}}
-    group = parse_group(manifest)
+    group = parse_group({**manifest, "metadata": {**kept, "uid": NO_UID}})
     for warning in group.warnings:
         print(f"rbg: warning: {warning}", file=sys.stderr)
     if arguments.diff:
-        return _against_cluster(manifest, group, arguments)
+        return _against_cluster({**manifest, "metadata": kept}, arguments)
     rendering = _rendered(group, EVERYTHING)
     seen = preview(rendering, Snapshot(now=time.time()), group)
     size = f"{counted(len(group.roles), 'role')}, {counted(_pods(rendering), 'pod')}"
@@ -51,32 +50,23 @@ def plan(data: bytes, source: str, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _against_cluster(manifest: Json, parsed: RoleBasedGroup, arguments: argparse.Namespace) -> int:
-    namespace = parsed.namespace if "namespace" in manifest["metadata"] else ""
-    kubectl = Kubectl(namespace or arguments.namespace, arguments.context, arguments.kubeconfig)
-    cluster = read_cluster(kubectl, parsed.name)
-    group = parse_group(_adopted(manifest, cluster))
+def _against_cluster(manifest: Json, arguments: argparse.Namespace) -> int:
+    namespace = "" if text(manifest, "metadata", "namespace") else arguments.namespace
+    kubectl = Kubectl(namespace, arguments.context, arguments.kubeconfig)
+    cluster = read_cluster(kubectl, manifest)
+    kubectl = dataclasses.replace(kubectl, namespace=text(cluster.group, "metadata", "namespace"))
+    group = parse_group(cluster.group)
     rendering = _rendered(effective(group, cluster.snapshot.objects), cluster.context)
     seen = preview(rendering, cluster.snapshot, group)
     unlabelled = [key for item in seen.applied if (key := key_of(item)) not in cluster.objects]
     if foreign := taken(kubectl, unlabelled):
         seen = preview(rendering, dataclasses.replace(cluster.snapshot, foreign=foreign), group)
-    found = difference(seen, cluster.objects)
+    present = [item for item in seen.applied if key_of(item) in cluster.objects]
+    found = difference(seen, cluster.objects, after_apply(kubectl, present))
     counts = f"{len(found.created)} to create, {len(found.changed)} to change, {len(found.deleted)} to delete"
-    text = difference_text(
-        f"{group.name} in namespace {group.namespace}: {counts}", seen, found, use_colour(sys.stdout)
-    )
-    _show(arguments.output, seen, text, found)
+    where = f"{group.name} in namespace {group.namespace}: {counts}"
+    _show(arguments.output, seen, difference_text(where, seen, found, use_colour(sys.stdout)), found)
     return 0
-
-
-def _adopted(manifest: Json, cluster: Cluster) -> Json:
-    """The manifest as the cluster would hold it after kubectl apply."""
-    live, given = mapping(cluster.group, "metadata"), manifest["metadata"]
-    maps = {key: {**mapping(live, key), **mapping(given, key)} for key in ("labels", "annotations")}
-    changed = mapping(cluster.group, "spec") != mapping(manifest, "spec")
-    generation = live.get("generation", 0) + changed
-    return {**manifest, "metadata": {**given, **maps, "uid": live.get("uid", NO_UID), "generation": generation}}
 
 
 def _rendered(group: RoleBasedGroup, context: Context) -> Rendering:
@@ -90,7 +80,7 @@ def _pods(rendering: Rendering) -> int:
     return sum(role.num_pods for role in rendering.roles.values())
 
 
-def _show(output: str, seen: Preview, text: str, found: Difference | None) -> None:
+def _show(output: str, seen: Preview, as_text: str, found: Difference | None) -> None:
     objects = [_applicable(item) for item in seen.applied]
     if output == "yaml":
         print("---\n".join(as_yaml(item) for item in objects), end="")
@@ -101,7 +91,7 @@ def _show(output: str, seen: Preview, text: str, found: Difference | None) -> No
             value |= {"changed": names, "deleted": [" ".join(key) for key in found.deleted]}
         print(json.dumps({**value, "message": seen.message, "objects": objects}, indent=2))
     else:
-        print(text)
+        print(as_text)
 
 
 def _applicable(item: Json) -> Json:

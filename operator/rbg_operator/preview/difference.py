@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rbg_operator.api.documents import Json
 from rbg_operator.kubectl.changes import unified_diff
+from rbg_operator.plan import labels
 from rbg_operator.plan.decide.owned import key_of
-from rbg_operator.plan.labels import FIELD_MANAGER
 from rbg_operator.plan.observed import ObjectKey
 from rbg_operator.plan.preview import Preview
 from rbg_operator.preview.owned import owned_part
@@ -23,13 +23,18 @@ class Difference:
     deleted: tuple[ObjectKey, ...]
 
 
-def difference(preview: Preview, objects: Mapping[ObjectKey, Json]) -> Difference:
-    """The difference to the live objects, given with their managedFields."""
-    created, changed = [], {}
-    for item in preview.applied:
-        key = key_of(item)
-        if key not in objects:
-            created.append(item)
-        elif changes := unified_diff(owned_part(objects[key], FIELD_MANAGER), item, "now", "then"):
-            changed[key] = changes
-    return Difference(created=tuple(created), changed=changed, deleted=preview.deleted)
+def difference(preview: Preview, before: Mapping[ObjectKey, Json], after: Mapping[ObjectKey, Json]) -> Difference:
+    """The difference between objects as they are and as they would be, both with their managedFields."""
+    diffs = {key: unified_diff(_shown(before[key]), _shown(item), "now", "then") for key, item in after.items()}
+    return Difference(
+        created=tuple(item for item in preview.applied if key_of(item) not in before),
+        changed={key: text for key, text in diffs.items() if text},
+        deleted=preview.deleted,
+    )
+
+
+def _shown(item: Json) -> Json:
+    """What the operator owns, without the hash that it keeps for itself."""
+    part = owned_part(item, labels.FIELD_MANAGER)
+    part["metadata"].get("annotations", {}).pop(labels.APPLIED_HASH, None)
+    return part

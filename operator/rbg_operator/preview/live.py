@@ -1,20 +1,23 @@
-"""One group as a cluster has it, read through kubectl: the planner's input for `rbg plan --diff`."""
+"""One group as a cluster has it, read through kubectl: the planner's input for `rbg plan --diff`.
+
+What the API server would make of a manifest or an object - defaults, refusals - it is asked for by dry runs.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from rbg_operator.api.documents import Json
-from rbg_operator.kubectl.cluster import GROUPS, get_pods
-from rbg_operator.kubectl.kubectl import Kubectl, KubectlError
+from rbg_operator.kubectl.cluster import get_pods
+from rbg_operator.kubectl.kubectl import Kubectl
 from rbg_operator.kubectl.read import mapping, mappings, strings, text
 from rbg_operator.plan import labels
+from rbg_operator.plan.decide.owned import key_of
 from rbg_operator.plan.observed import Live, ObjectKey, Snapshot
 from rbg_operator.plan.rendering import LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP, Context
 
@@ -36,7 +39,7 @@ OPTIONAL = {  # name of the resource → as `Context.kinds` calls it
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster holds of one group. group: {} if it has none; objects: as sent, managedFields included."""
+    """What a cluster holds of one group. group: as it would be after kubectl apply; objects: with managedFields."""
 
     group: Json
     objects: dict[ObjectKey, Json]
@@ -44,22 +47,24 @@ class Cluster:
     context: Context
 
 
-def read_cluster(kubectl: Kubectl, name: str) -> Cluster:
-    """Everything that belongs to the group of that name. Raises KubectlError."""
-    served = [resource for resource in OPTIONAL if _is_served(kubectl, resource)]
-    group = _group(kubectl, name)
-    items = _objects(kubectl, name, ",".join((*KINDS, *served)))
-    lives = {key: msgspec.json.decode(msgspec.json.encode(item), type=Live) for key, item in items.items()}
+def read_cluster(kubectl: Kubectl, manifest: Json) -> Cluster:
+    """Everything that belongs to the group of this manifest. Raises KubectlError, also where it would be refused."""
+    group = kubectl.json("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
+    name = text(group, "metadata", "name")
+    resources = set(kubectl.run("api-resources", "-o", "name").split())
+    served = [resource for resource in OPTIONAL if resource in resources]
+    objects = _objects(kubectl, name, (*KINDS, *served))
     snapshot = Snapshot(
         now=time.time(),
         pods=get_pods(kubectl, name),
-        objects=lives,
+        objects={key: msgspec.json.decode(json.dumps(item), type=Live) for key, item in objects.items()},
         status=mapping(group, "status"),
         finalizers=tuple(strings(group, "metadata", "finalizers")),
         deletion_timestamp=text(group, "metadata", "deletionTimestamp") or None,
     )
-    context = Context(profiles=_profiles(kubectl), kinds=frozenset(OPTIONAL[resource] for resource in served))
-    return Cluster(group, items, snapshot, context)
+    profiles = {text(item, "metadata", "name"): mapping(item, "spec") for item in _items(kubectl.json("get", PROFILES))}
+    context = Context(profiles=profiles, kinds=frozenset(OPTIONAL[resource] for resource in served))
+    return Cluster(group, objects, snapshot, context)
 
 
 def taken(kubectl: Kubectl, keys: Iterable[ObjectKey]) -> frozenset[ObjectKey]:
@@ -68,31 +73,25 @@ def taken(kubectl: Kubectl, keys: Iterable[ObjectKey]) -> frozenset[ObjectKey]:
     if not names:
         return frozenset()
     found = kubectl.run("get", *names, "--ignore-not-found", "-o", "json")
-    value = json.loads(found) if found.strip() else {}
-    items = mappings(value, "items") if "items" in value else [value]
-    return frozenset((text(item, "kind"), text(item, "metadata", "name")) for item in items if item)
+    return frozenset(key_of(item) for item in _items(json.loads(found))) if found.strip() else frozenset()
 
 
-def _group(kubectl: Kubectl, name: str) -> Json:
-    try:
-        return kubectl.json("get", GROUPS, name)
-    except KubectlError as error:
-        if error.reason == "NotFound":
-            return {}
-        raise
+def after_apply(kubectl: Kubectl, objects: Sequence[Json]) -> dict[ObjectKey, Json]:
+    """The objects as they would be if the operator applied these, with managedFields."""
+    if not objects:
+        return {}
+    flags = ("--server-side", "--dry-run=server", "--force-conflicts", f"--field-manager={labels.FIELD_MANAGER}")
+    document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+    result = kubectl.json("apply", *flags, "--show-managed-fields", "-f", "-", stdin=document)
+    return {key_of(item): item for item in _items(result)}
 
 
-def _objects(kubectl: Kubectl, name: str, resources: str) -> dict[ObjectKey, Json]:
+def _objects(kubectl: Kubectl, name: str, resources: Iterable[str]) -> dict[ObjectKey, Json]:
     selector = f"{labels.GROUP_NAME}={name}"
-    found = kubectl.json("get", resources, "-l", selector, "--show-managed-fields")
-    return {(text(item, "kind"), text(item, "metadata", "name")): item for item in mappings(found, "items")}
+    found = kubectl.json("get", ",".join(resources), "-l", selector, "--show-managed-fields")
+    return {key_of(item): item for item in _items(found)}
 
 
-def _is_served(kubectl: Kubectl, resource: str) -> bool:
-    group = resource.partition(".")[2]
-    return resource in kubectl.run("api-resources", f"--api-group={group}", "-o", "name").split()
-
-
-def _profiles(kubectl: Kubectl) -> dict[str, Any]:
-    items = mappings(kubectl.json("get", PROFILES), "items")
-    return {text(item, "metadata", "name"): mapping(item, "spec") for item in items}
+def _items(answer: Json) -> list[Json]:
+    """The objects that kubectl printed: it makes a list of all but one."""
+    return mappings(answer, "items") if answer.get("kind") == "List" or "items" in answer else [answer]
