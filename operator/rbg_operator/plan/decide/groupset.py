@@ -77,7 +77,7 @@ def _group(identity: Identity, number: int, template: Json) -> Json:
     marks = {labels.SET_NAME: identity.name, labels.SET_INDEX: str(number)}
     old_marks = {labels.OLD_SET_NAME: identity.name, labels.OLD_SET_INDEX: str(number)}
     owner = {"apiVersion": API_VERSION, "kind": "RoleBasedGroupSet", "name": identity.name, "uid": identity.uid}
-    return sealed({
+    group: Json = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {
@@ -87,7 +87,8 @@ def _group(identity: Identity, number: int, template: Json) -> Json:
             "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": True}],
         },
         "spec": template,
-    })  # fmt: skip
+    }
+    return sealed(group)
 
 
 def _apply(body: Json, live: Live | None, identity: Identity, snapshot: Snapshot) -> list[Apply]:
