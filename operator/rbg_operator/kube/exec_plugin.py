@@ -19,6 +19,7 @@ from rbg_operator.kube.errors import ApiError
 from rbg_operator.kube.tokens import bearer
 
 RUN_SECONDS = 20.0
+END_SECONDS = 5.0
 EARLY_SECONDS = 10.0
 MAX_ANSWER = 1024 * 1024
 MAX_QUOTED = 500
@@ -74,6 +75,8 @@ class ExecToken:
 
     def _take(self, output: bytes) -> None:
         try:
+            if len(output) > MAX_ANSWER:
+                raise ValueError(f"it is longer than {MAX_ANSWER} bytes")
             answer = msgspec.json.decode(output, type=_Answer)
             if answer.api_version != self._api_version:
                 raise ValueError(f"it speaks {answer.api_version!r}, the kubeconfig says {self._api_version!r}")
@@ -91,28 +94,27 @@ class ExecToken:
         self._expires = expires.replace(tzinfo=UTC) if expires and expires.tzinfo is None else expires
 
     async def _run(self) -> bytes:
+        output = _Output()
         try:
-            process = await asyncio.create_subprocess_exec(
+            transport, _ = await asyncio.get_running_loop().subprocess_exec(
+                lambda: output,
                 *self._command,
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
             raise self._error(f"it cannot be started: {error}. {self._install_hint}".rstrip()) from error
         try:
             async with asyncio.timeout(self._run_seconds):
-                output, complaint = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-                status = await process.wait()
-        except (TimeoutError, ValueError) as error:
-            raise self._error(str(error) or f"it did not end within {self._run_seconds:g} s") from error
+                await output.ended.wait()
+        except TimeoutError as error:
+            raise self._error(f"it did not end within {self._run_seconds:g} s") from error
         finally:
-            await _end(process)
-        if status:
-            raise self._error(f"it ended with status {status}: {complaint[:MAX_QUOTED].decode('utf-8', 'replace')}")
-        return output
+            await _end(transport, output)
+        if status := transport.get_returncode():
+            raise self._error(f"it ended with status {status}: {output.complaint()}")
+        return output.answer()
 
     def _error(self, what: str) -> ApiError:
         return ApiError(0, "NoCredentials", f"credential plugin {self._command[0]!r} of the kubeconfig: {what}")
@@ -129,18 +131,34 @@ def load_certificate(tls: ssl.SSLContext, certificate: bytes, key: bytes) -> Non
         tls.load_cert_chain(file.name)
 
 
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
-    assert stream is not None  # both were asked for
-    output = bytearray()
-    while chunk := await stream.read(65536):
-        output += chunk
-        if len(output) > MAX_ANSWER:
-            raise ValueError(f"it prints more than {MAX_ANSWER} bytes")
-    return bytes(output)
+class _Output(asyncio.SubprocessProtocol):
+    """What the plugin printed, as far as it is of use. Reading never stops: a full pipe would hide its end."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()  # gone, and nobody holds its standard output or error any more
+        self._printed = {1: bytearray(), 2: bytearray()}
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if len(self._printed[fd]) <= MAX_ANSWER:
+            self._printed[fd] += data
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended.set()
+
+    def answer(self) -> bytes:
+        """Standard output, cut after a little more than MAX_ANSWER bytes."""
+        return bytes(self._printed[1])
+
+    def complaint(self) -> str:
+        """The beginning of standard error."""
+        return self._printed[2][:MAX_QUOTED].decode("utf-8", "replace").strip()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Nothing of the plugin stays, whatever it started."""
+async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:
+    """Nothing of the plugin stays, whatever it started; who left its process group only loses our ear."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+        os.killpg(transport.get_pid(), signal.SIGKILL)
+    transport.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await output.ended.wait()
