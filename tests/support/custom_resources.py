@@ -6,7 +6,7 @@ import json
 import urllib.error
 from typing import Any, TypeAlias
 
-from crds import crd_files
+from crds import FOLDER, crd_files
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import wait_until
 
@@ -18,9 +18,7 @@ CLUSTER_WIDE = ("ClusterEngineRuntimeProfile",)
 
 def install(control_plane: ControlPlane) -> None:
     """Apply the definitions and wait until they are served and documented; harmless when they are there already."""
-    files = [f"--filename={path}" for path in crd_files()]
-    control_plane.kubectl("apply", "--server-side", *files)
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+    control_plane.kubectl("apply", "--server-side", f"--filename={FOLDER}")
     wait_until(lambda: _is_published(control_plane), "the custom resources are not published", PUBLISH_SECONDS)
 
 
