@@ -1,4 +1,4 @@
-"""Definitions of kinds that come with schedulers and controllers which no test has: enough for the API server to check."""
+"""Definitions of kinds that come with schedulers and controllers which no test has: enough to check what is applied."""
 
 from __future__ import annotations
 

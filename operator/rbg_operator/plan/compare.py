@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -18,18 +17,18 @@ from rbg_operator.api.documents import Json
 from rbg_operator.plan import labels
 from rbg_operator.plan.observed import Live
 
-# Lists whose items the API server merges by a key, so that others may add items to them.
-_MERGE_KEYS: dict[str, Callable[[Json], Any]] = {
-    **dict.fromkeys(
-        ("containers", "initContainers", "volumes", "env", "imagePullSecrets", "resourceClaims", "claims"),
-        lambda item: item.get("name"),
-    ),
-    "ports": lambda item: (item.get("containerPort", item.get("port")), item.get("protocol") or "TCP"),
-    "volumeMounts": lambda item: item.get("mountPath"),
-    "volumeDevices": lambda item: item.get("devicePath"),
-    "hostAliases": lambda item: item.get("ip"),
-    "topologySpreadConstraints": lambda item: (item.get("topologyKey"), item.get("whenUnsatisfiable")),
+_BY_NAME = ("containers", "initContainers", "volumes", "env", "imagePullSecrets", "resourceClaims", "claims",
+            "schedulingGates")  # fmt: skip
+# Lists whose items the API server merges by some fields, so that others may add items to them.
+MERGE_KEYS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_BY_NAME, ("name",)),
+    "ports": ("containerPort", "port", "protocol"),  # of a container or of a Service
+    "volumeMounts": ("mountPath",),
+    "volumeDevices": ("devicePath",),
+    "hostAliases": ("ip",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
+_KEY_DEFAULTS = {"protocol": "TCP"}
 # Replaced as a whole, and the API server adds no defaults inside.
 _ATOMIC = frozenset({
     "selector", "matchLabels", "nodeSelector", "labelSelector", "namespaceSelector", "nodeSelectorTerms",
@@ -119,17 +118,21 @@ def _mapping_holds(wanted: Json, found: Json, key: str) -> bool:
 
 
 def _list_holds(wanted: list[Any], found: list[Any], key: str) -> bool:
-    key_of = _MERGE_KEYS.get(key)
-    if key_of is None or not all(isinstance(item, dict) for item in (*wanted, *found)):
+    keys = MERGE_KEYS.get(key)
+    if keys is None or not all(isinstance(item, dict) for item in (*wanted, *found)):
         return len(wanted) == len(found) and all(map(_holds, wanted, found, [key] * len(wanted)))
-    places = {key_of(item): place for place, item in reversed(list(enumerate(found)))}
+    places = {_key(item, keys): place for place, item in reversed(list(enumerate(found)))}
     last = -1
     for item in wanted:
-        place = places.get(key_of(item), -1)
+        place = places.get(_key(item, keys), -1)
         if place <= last or not _item_holds(item, found[place], key):
             return False
         last = place
     return True
+
+
+def _key(item: Json, keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(item.get(key) or _KEY_DEFAULTS.get(key)) for key in keys)
 
 
 def _item_holds(wanted: Json, found: Json, key: str) -> bool:
