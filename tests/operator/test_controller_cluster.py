@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from custom_resources import install
-from operator_process import Groups, OperatorProcess, until
+from operated_groups import Groups, edit_image, epd, image_of, until
+from operator_process import OperatorProcess
 from tests.cluster.control_plane import ControlPlane
-from tests.operator.groups import manifest, role
 
 Json = dict[str, Any]
 NEVER_READY = "test.rbg/never-ready"
@@ -30,35 +29,13 @@ def groups(cluster: ControlPlane, namespace: str) -> Groups:
     return Groups(cluster, namespace)
 
 
-@pytest.fixture
-def operator(cluster: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """An operator for the test's namespace alone."""
-    arguments = ("--namespaces", namespace, "--lease-namespace", namespace)
-    with OperatorProcess(cluster.kubeconfig, tmp_path, *arguments) as process:
+@pytest.fixture(scope="module")
+def operator(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """One operator for all tests here, which keep apart by namespaces."""
+    with OperatorProcess(cluster.kubeconfig, tmp_path_factory.mktemp("operator")) as process:
         yield process
-
-
-def epd(name: str = "g", **annotations: Json) -> Json:
-    """Encoder, prefill after it, decode, router after both. annotations: of the pods of a role."""
-    roles = [
-        role("encoder", replicas=2, image="example/encoder:1"),
-        role("prefill", image="example/prefill:1", after=("encoder",)),
-        role("decode", image="example/decode:1"),
-        role("router", image="example/router:1", after=("prefill", "decode")),
-    ]
-    for each in roles:
-        each["template"]["metadata"] = {"annotations": annotations.get(each["name"], {})}
-    return manifest(*roles, name=name)
-
-
-def image_of(pod_or_workload: Json) -> str:
-    spec = pod_or_workload["spec"]
-    return str((spec.get("template", {}).get("spec") or spec)["containers"][0]["image"])
-
-
-def edit_image(groups: Groups, group: str, index: int, image: str) -> None:
-    path = f"/spec/roles/{index}/template/spec/containers/0/image"
-    groups.change(group, {"op": "replace", "path": path, "value": image})
+        defects = [line for line in process.lines() if line["level"] == "error"]
+        assert not defects, defects
 
 
 def annotate(groups: Groups, pod: str, value: str | None) -> None:
@@ -249,9 +226,10 @@ def is_quiet(cluster: ControlPlane, namespace: str, seconds: float = 4.0) -> boo
     resources = {
         event["objectRef"]["resource"]
         for event in cluster.audit(mark)
-        if "rbg-operator" in event.get("userAgent", "") and event.get("objectRef", {}).get("namespace") == namespace
+        if "rbg-operator" in event.get("userAgent", "")
+        and event.get("objectRef", {}).get("namespace") in (namespace, "default")
     }
-    return resources <= {"leases"} and bool(resources)
+    return resources == {"leases"}
 
 
 def test_hostile_statuses_are_replaced(groups: Groups, operator: OperatorProcess) -> None:

@@ -1,4 +1,4 @@
-"""The operator as a real process, and groups as a test sees them through the API."""
+"""The operator as a real process."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.cluster.control_plane import ControlPlane
+from operated_groups import until
 
 Json = dict[str, Any]
-START_SECONDS = 20.0
-SECONDS = 40.0  # far beyond what anything takes on a busy machine
-GROUPS = "/apis/workloads.x-k8s.io/v1alpha1/namespaces/{}/rolebasedgroups"
+START_SECONDS = 60.0
 
 
 class OperatorProcess:
@@ -81,83 +77,3 @@ class OperatorProcess:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-
-
-class Groups:
-    """Groups of one namespace."""
-
-    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
-        self._api = control_plane.api()
-        self.namespace = namespace
-
-    def apply(self, group: Json) -> None:
-        """Server-side apply, as a user."""
-        self.request(
-            "PATCH", f"{self._path(group)}?fieldManager=user&force=true", group, "application/apply-patch+yaml"
-        )
-
-    def change(self, name: str, *operations: Json) -> None:
-        """JSON patch."""
-        path = f"{GROUPS.format(self.namespace)}/{name}"
-        self.request("PATCH", path, list(operations), "application/json-patch+json")
-
-    def get(self, name: str) -> Json:
-        """The group; {} if there is none."""
-        return self.object(f"{GROUPS.format(self.namespace)}/{name}")
-
-    def delete(self, name: str) -> None:
-        """Begin its deletion."""
-        self.request("DELETE", f"{GROUPS.format(self.namespace)}/{name}")
-
-    def object(self, path: str) -> Json:
-        """Any object by its path; {} if there is none."""
-        try:
-            return self.request("GET", path)
-        except urllib.error.HTTPError as error:
-            if error.code != 404:
-                raise
-            return {}
-
-    def core(self, plural: str, name: str) -> Json:
-        """An object of this namespace, of core or apps."""
-        group = "apis/apps/v1" if plural in ("statefulsets", "deployments", "controllerrevisions") else "api/v1"
-        return self.object(f"/{group}/namespaces/{self.namespace}/{plural}/{name}")
-
-    def pods(self, role: str = "") -> list[Json]:
-        """Pods of this namespace that are not on their way out."""
-        selector = f"?labelSelector=rbg.workloads.x-k8s.io/role-name%3D{role}" if role else ""
-        items = self.request("GET", f"/api/v1/namespaces/{self.namespace}/pods{selector}")["items"]
-        return [pod for pod in items if not pod["metadata"].get("deletionTimestamp")]
-
-    def condition(self, name: str, kind: str) -> Json:
-        """One condition; {} if it is not there."""
-        conditions = self.get(name).get("status", {}).get("conditions", [])
-        return next((each for each in conditions if each["type"] == kind), {})
-
-    def is_ready(self, name: str) -> bool:
-        """Whether the group is Ready at its present generation."""
-        group = self.get(name)
-        status = group.get("status", {})
-        ready = [each for each in status.get("conditions", []) if each["type"] == "Ready" and each["status"] == "True"]
-        return bool(ready) and status["observedGeneration"] == group["metadata"]["generation"]
-
-    def wait_ready(self, name: str, seconds: float = SECONDS) -> Json:
-        """The group once it is Ready."""
-        until(lambda: self.is_ready(name), lambda: f"not Ready: {json.dumps(self.get(name).get('status'))}", seconds)
-        return self.get(name)
-
-    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Json:
-        """Any request, as administrator."""
-        return self._api.request(method, path, body, content_type)
-
-    def _path(self, group: Json) -> str:
-        return f"{GROUPS.format(self.namespace)}/{group['metadata']['name']}"
-
-
-def until(done: Callable[[], Any], complaint: str | Callable[[], str], seconds: float = SECONDS) -> None:
-    """Ask until it is so; raises AssertionError with the complaint after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise AssertionError(complaint if isinstance(complaint, str) else complaint())
-        time.sleep(0.05)

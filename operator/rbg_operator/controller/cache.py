@@ -20,6 +20,7 @@ from rbg_operator.kube.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENGINE_RUNTIME_PROFILE,
+    LEADER_WORKER_SET,
     POD,
     POD_GROUP,
     ROLE_BASED_GROUP,
@@ -27,9 +28,11 @@ from rbg_operator.kube.resources import (
     SCALING_ADAPTER,
     SERVICE,
     STATEFUL_SET,
+    VOLCANO_POD_GROUP,
     Resource,
 )
 from rbg_operator.kube.store import Store
+from rbg_operator.plan import rendering
 from rbg_operator.plan.labels import GROUP_NAME, GROUP_REVISION
 from rbg_operator.plan.observed import Live, ObjectKey, Pod
 from rbg_operator.plan.rendering import Context
@@ -38,6 +41,12 @@ log = logging.getLogger(__name__)
 
 OWN_KINDS = (ROLE_BASED_GROUP, ROLE_BASED_GROUP_SET, SCALING_ADAPTER, ENGINE_RUNTIME_PROFILE)
 OBJECT_KINDS = (STATEFUL_SET, DEPLOYMENT, SERVICE, CONFIG_MAP, CONTROLLER_REVISION)
+OPTIONAL_KINDS = {
+    LEADER_WORKER_SET: rendering.LEADER_WORKER_SET,
+    POD_GROUP: rendering.POD_GROUP,
+    VOLCANO_POD_GROUP: rendering.VOLCANO_POD_GROUP,
+}
+"""Kinds that not every cluster serves, and how rendering calls them."""
 GROUP = ROLE_BASED_GROUP.kind
 GROUP_SET = ROLE_BASED_GROUP_SET.kind
 ADAPTER = SCALING_ADAPTER.kind
@@ -84,7 +93,7 @@ class Cache:
         if self._context is None:
             self._context = Context(
                 profiles={profile.metadata.name: profile.spec for profile in self.profiles},
-                kinds=frozenset(name_for_rendering(resource) for resource in self.informers),
+                kinds=frozenset(OPTIONAL_KINDS[resource] for resource in self.informers if resource in OPTIONAL_KINDS),
             )
         return self._context
 
@@ -151,20 +160,20 @@ class Cache:
         return (self.pods, *self.informers.values())
 
     def _on_group(self, old: Custom | None, new: Custom | None) -> None:
-        if old is not None and new is not None and self._nothing_new(old, new):
-            return
+        is_news = old is None or new is None or not self._nothing_new(old, new)
         for group in (old, new):
-            if group is not None:
+            if group is not None and is_news:
                 self._enqueue(group.key)
-                if owner := set_index(group):
-                    self._enqueue(Key(GROUP_SET, *owner))
+            if group is not None and (owner := set_index(group)):
+                self._enqueue(Key(GROUP_SET, *owner))  # also for our own writes: a set counts the groups that are ready
 
     def _nothing_new(self, old: Custom, new: Custom) -> bool:
-        """Whether a change of a group or set is no more than our own write, or nothing at all."""
+        """Whether a change of a group or set is no more than our own write (finalizers, status), or nothing at all."""
+        known = old.metadata
         if self._writing:
-            same_meta = old.metadata.generation == new.metadata.generation
-            return same_meta and old.metadata.labels == new.metadata.labels
-        return same_metadata(old.metadata, new.metadata) and old.spec == new.spec and old.status == new.status
+            known = msgspec.structs.replace(known, finalizers=new.metadata.finalizers)
+        same_status = self._writing or old.status == new.status
+        return same_status and same_metadata(known, new.metadata) and old.spec == new.spec
 
     def _on_set(self, old: Custom | None, new: Custom | None) -> None:
         if old is not None and new is not None and self._nothing_new(old, new):
@@ -187,12 +196,6 @@ class Cache:
         for index in {group_index(item) for item in (old, new) if item is not None}:
             if index is not None:
                 self._enqueue(Key(GROUP, *index))
-
-
-def name_for_rendering(resource: Resource) -> str:
-    """How a rendering's context calls a kind: two groups of APIs have a PodGroup."""
-    group, _, _ = resource.api_version.rpartition("/")
-    return f"{resource.kind}.{group}" if resource.kind == POD_GROUP.kind else resource.kind
 
 
 def _same(old: Live | Pod, new: Live | Pod) -> bool:

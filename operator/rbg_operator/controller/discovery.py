@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from rbg_operator.controller.cache import OPTIONAL_KINDS
 from rbg_operator.kube.client import Client
-from rbg_operator.kube.resources import LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP, Resource
-
-OPTIONAL_KINDS = (LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP)
+from rbg_operator.kube.resources import Resource
 
 
 async def served_kinds(client: Client) -> list[Resource]:

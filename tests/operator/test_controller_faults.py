@@ -1,0 +1,161 @@
+"""The operator when things go wrong: it is killed, the API server is away or refuses, two operators meet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_proxy import ApiProxy
+from custom_resources import install
+from operated_groups import Groups, edit_image, epd, image_of, until
+from operator_process import OperatorProcess
+from tests.cluster import control_plane as clusters
+from tests.cluster.control_plane import ControlPlane
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: ControlPlane) -> ControlPlane:
+    install(control_plane)
+    return control_plane
+
+
+@pytest.fixture
+def groups(cluster: ControlPlane, namespace: str) -> Groups:
+    return Groups(cluster, namespace)
+
+
+@pytest.fixture
+def replica(cluster: ControlPlane, namespace: str, tmp_path: Path) -> Callable[..., OperatorProcess]:
+    """Makes one more replica for the test's namespace."""
+
+    def make(name: str, wait: bool = True) -> OperatorProcess:
+        arguments = ("--namespaces", namespace, "--lease-namespace", namespace)
+        return OperatorProcess(cluster.kubeconfig, tmp_path, *arguments, name=name, wait=wait)
+
+    return make
+
+
+def test_a_second_replica_takes_over_when_the_leader_is_killed(
+    groups: Groups, replica: Callable[..., OperatorProcess]
+) -> None:
+    with replica("first") as first:
+        until(lambda: first.logged("this replica leads"), "the first does not lead")
+        with replica("second") as second:
+            groups.apply(epd())
+            groups.wait_ready("g")
+            assert not second.logged("this replica leads")
+            first.kill()
+            killed = time.monotonic()
+            edit_image(groups, "g", 0, "example/encoder:2")
+            until(lambda: image_of(groups.core("statefulsets", "g-encoder")) == "example/encoder:2", "nobody works")
+            assert time.monotonic() - killed < 15
+            groups.wait_ready("g")
+
+
+def test_sigterm_hands_over_at_once_and_exits_cleanly(groups: Groups, replica: Callable[..., OperatorProcess]) -> None:
+    with replica("first") as first:
+        until(lambda: first.logged("this replica leads"), "the first does not lead")
+        with replica("second") as second:
+            groups.apply(epd())
+            asked = time.monotonic()
+            assert first.terminate(10) == 0
+            assert first.logged("stopped")
+            until(lambda: second.logged("this replica leads"), "no hand-over")
+            assert time.monotonic() - asked < 10, "the Lease was not given back"
+            groups.wait_ready("g")
+
+
+def test_a_replica_that_loses_the_lease_ends(groups: Groups, replica: Callable[..., OperatorProcess]) -> None:
+    with replica("first") as first:
+        until(lambda: first.logged("this replica leads"), "it does not lead")
+        lease = f"/apis/coordination.k8s.io/v1/namespaces/{groups.namespace}/leases/rbg-operator"
+        body = {"spec": {"holderIdentity": "somebody-else", "leaseDurationSeconds": 3600}}
+        groups.request("PATCH", lease, body, "application/merge-patch+json")
+        assert first.process.wait(20) == 1
+        groups.apply(epd())
+        with replica("second") as second:
+            time.sleep(2)
+            assert groups.pods() == [], "a replica works without the Lease"
+            assert not second.logged("this replica leads")
+
+
+def test_an_operator_without_its_definitions_waits_for_them(
+    cluster_programs: None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """And an API server that goes away in the middle of everything costs time, nothing else."""
+    with clusters.up("controller-faults", nodes=1) as cluster:
+        cluster.make_namespace("ours")
+        groups = Groups(cluster, "ours")
+        with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "ours", wait=False) as operator:
+            until(lambda: operator.logged("the cluster has no "), "it does not say what is missing")
+            assert operator.ask("/readyz")[0] == 503
+            assert operator.ask("/healthz")[0] == 200
+            install(cluster)
+            groups.apply(epd())
+            groups.wait_ready("g")
+
+            for number in range(4):
+                groups.apply(epd(f"more-{number}"))
+            cluster.restart("kube-apiserver", grace=0)
+            for number in range(4):
+                groups.wait_ready(f"more-{number}", 60)
+            cluster.pause("kube-apiserver")
+            time.sleep(1)
+            cluster.resume("kube-apiserver")
+            edit_image(groups, "g", 1, "example/prefill:2")
+            groups.wait_ready("g", 60)
+            assert [image_of(pod) for pod in groups.pods("prefill") if "g-prefill" in pod["metadata"]["name"]] == [
+                "example/prefill:2"
+            ]
+            groups.delete("g")
+            until(lambda: not groups.get("g"), "the group is still there", 60)
+
+
+async def test_writes_that_fail_are_done_later(cluster: ControlPlane, namespace: str, tmp_path: Path) -> None:
+    """Each write fails once, with a different answer each time."""
+    answers = (429, 500, 503, 504)
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def refuse(method: str, path: str) -> int | None:
+        if method in ("GET", "POST") or "/leases" in path:
+            return None
+        seen[method, path] += 1
+        return answers[seen.total() % len(answers)] if seen[method, path] == 1 else None
+
+    groups = Groups(cluster, namespace)
+    async with ApiProxy(cluster, cluster.kubeconfig, tmp_path) as proxy:
+        proxy.before = refuse
+        arguments = ("--namespaces", namespace, "--lease-namespace", namespace)
+        process = OperatorProcess(proxy.kubeconfig, tmp_path, *arguments, wait=False)
+        with process:
+            await asyncio.to_thread(groups.apply, epd())
+            await asyncio.to_thread(groups.wait_ready, "g", 90)
+            assert process.process.poll() is None
+    assert len(seen) >= 10, "there was not much to refuse"
+
+
+@pytest.mark.parametrize("kill_after", [1, 4, 9, 13])
+async def test_the_end_is_the_same_wherever_the_operator_is_killed(
+    cluster: ControlPlane, namespace: str, tmp_path: Path, kill_after: int
+) -> None:
+    """Killed after its n-th write, before it knows the answer."""
+    groups = Groups(cluster, namespace)
+    async with ApiProxy(cluster, cluster.kubeconfig, tmp_path) as proxy:
+        arguments = ("--namespaces", namespace, "--no-leader-elect")
+        with OperatorProcess(proxy.kubeconfig, tmp_path, *arguments, wait=False) as first:
+            proxy.after = lambda write: first.process.kill() if write.number == kill_after else None
+            await asyncio.to_thread(groups.apply, epd())
+            await asyncio.to_thread(first.process.wait, 40)
+        with OperatorProcess(proxy.kubeconfig, tmp_path, *arguments, name="second", wait=False):
+            await asyncio.to_thread(groups.wait_ready, "g", 60)
+        names = {write.path.rsplit("/", 1)[-1] for write in proxy.writes}
+    assert {"g-encoder", "g-prefill", "g-decode", "g-router", "s-g-encoder"} <= names
+    assert len(groups.pods()) == 5
