@@ -208,6 +208,8 @@ class Cluster:
         else:
             assert step.uid == before["metadata"]["uid"]
             changed = body.get("spec") != before.get("spec")
+            for field in ("serviceName", "selector") if step.key[0] == "StatefulSet" else ():
+                assert body["spec"][field] == before["spec"][field], f"{field} is immutable"
             kept = {key: before["metadata"][key] for key in ("uid", "generation")}
             body["metadata"] |= kept | {"generation": kept["generation"] + changed}
             body["status"] = before.get("status")

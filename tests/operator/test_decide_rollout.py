@@ -242,6 +242,18 @@ def test_workers_follow_their_leader() -> None:
     assert steps.index("g-a-1 x2") < steps.index("g-a-0 x2")
 
 
+def test_a_role_that_becomes_multi_node_is_made_anew() -> None:
+    cluster = settled(epd())
+    cluster.edit(lambda _: cluster.role(DECODE).update(leaderWorkerSet={"size": 2}))
+    cluster.settle()
+    assert knobs(cluster) == ["delete g-decode", "create g-decode-0 x1", "create g-decode x1"]
+    assert cluster.condition("Ready")[0] == "True"
+    cluster.edit(lambda _: cluster.role(DECODE).pop("leaderWorkerSet"))
+    cluster.settle()
+    assert knobs(cluster) == ["delete g-decode", "create g-decode x1", "delete g-decode-0"]
+    assert cluster.condition("Ready")[0] == "True"
+
+
 def test_ready_is_never_claimed_while_old_pods_run() -> None:
     cluster = settled(one_role(3), ready_after=lambda pod: 5.0)
     old = revisions(cluster)[0]

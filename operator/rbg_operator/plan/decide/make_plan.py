@@ -11,7 +11,7 @@ from rbg_operator.plan.decide.conditions import Verdict, valid
 from rbg_operator.plan.decide.deleting import deletion_plan
 from rbg_operator.plan.decide.identity import Identity
 from rbg_operator.plan.decide.invalid import invalid_plan
-from rbg_operator.plan.decide.objects import Wanted, applies, wanted_objects
+from rbg_operator.plan.decide.objects import Wanted, wanted_objects, writes
 from rbg_operator.plan.decide.owned import key_of, owned_objects, taken_names
 from rbg_operator.plan.decide.phases import RoleState
 from rbg_operator.plan.decide.previous import read_previous
@@ -51,7 +51,7 @@ def make_plan(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup
     restart = restarts(roles, previous)
 
     wanted = wanted_objects(rendering, roles, rolls, waiting, owned)
-    writes = applies(wanted, group.uid, snapshot, owned)
+    written = writes(wanted, group.uid, snapshot, owned)
     adapters = scaling.wanted_adapters(manifest)
     gone = removal(roles, rolls, wanted.keys() | adapters, owned, snapshot.now)
     taken = taken_names(snapshot, group.uid, group.name, [*wanted, *adapters, key_of(rendering.history)])
@@ -72,12 +72,12 @@ def make_plan(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup
     told, told_later = report(status, previous, snapshot)
 
     steps: list[Step] = [] if labels.TEARDOWN_FINALIZER in snapshot.finalizers else [AddFinalizer()]
-    steps += writes
+    steps += written.values()
     steps += scaling.adapter_applies(manifest, snapshot, owned)
     steps += history.record(rendering.history, group.uid, snapshot, owned)
     steps += scaling.adapter_statuses(manifest, roles, owned)
     steps += [step for step in told if not isinstance(step, Emit)]
-    steps += _pods(roles, rolls, restart, {write.key for write in writes}, owned)
+    steps += _pods(roles, rolls, restart, written, owned)
     steps += gone.deletes
     steps += history.prune(key_of(rendering.history), owned)
     steps += [step for step in told if isinstance(step, Emit)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rbg_operator.api.documents import Json
 from rbg_operator.plan.compare import matches
-from rbg_operator.plan.decide.owned import is_blocked, key_of
+from rbg_operator.plan.decide.immutable import must_be_made_anew
+from rbg_operator.plan.decide.owned import deletion, is_blocked, key_of
 from rbg_operator.plan.decide.roles import ObservedRole
 from rbg_operator.plan.decide.rollout import Rollout
 from rbg_operator.plan.decide.workers import wanted_workers
@@ -15,7 +16,7 @@ from rbg_operator.plan.observed import Live, ObjectKey, Snapshot
 from rbg_operator.plan.order import start_order
 from rbg_operator.plan.render import with_knobs
 from rbg_operator.plan.rendering import Rendering
-from rbg_operator.plan.steps import Apply
+from rbg_operator.plan.steps import Apply, Delete
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,21 @@ def clashing_kind(one: ObservedRole, owned: Mapping[ObjectKey, Live]) -> ObjectK
     return key if key in owned else None
 
 
-def applies(
+def writes(
     wanted: Mapping[ObjectKey, Wanted], uid: str, snapshot: Snapshot, owned: Mapping[ObjectKey, Live]
-) -> list[Apply]:
-    """Those that are missing or differ."""
-    found = []
+) -> dict[ObjectKey, Apply | Delete]:
+    """Those that are missing or differ; what cannot be changed is deleted, and made anew when it is gone."""
+    found: dict[ObjectKey, Apply | Delete] = {}
     for key, one in wanted.items():
         if not one.may_write or is_blocked(snapshot, uid, key):
             continue
         live = owned.get(key)
         if live is None:
-            found.append(Apply(one.body, create=True))
-        elif not matches(one.body, live):
-            found.append(Apply(one.body, create=False, uid=live.metadata.uid))
+            found[key] = Apply(one.body, create=True)
+        elif matches(one.body, live):
+            continue
+        elif must_be_made_anew(one.body, live):
+            found[key] = deletion(key, live, "a field that differs cannot be changed", foreground=True)
+        else:
+            found[key] = Apply(one.body, create=False, uid=live.metadata.uid)
     return found
