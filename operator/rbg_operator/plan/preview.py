@@ -34,13 +34,14 @@ class Preview:
     """Steps in order, each for several roles at once, until nothing is left to do.
 
     applied: the objects that were written, as last written. deleted: those that were there and are not any more.
-    message: why it does not end with every role ready, "" if it does.
+    message: why it does not end with every role ready, "" if it does. end: what is there then.
     """
 
     steps: tuple[tuple[RoleStep, ...], ...]
     applied: tuple[Json, ...]
     deleted: tuple[ObjectKey, ...]
     message: str
+    end: Snapshot
 
 
 def preview(rendering: Rendering, start: Snapshot, manifest: RoleBasedGroup | None = None) -> Preview:
@@ -63,7 +64,13 @@ def preview(rendering: Rendering, start: Snapshot, manifest: RoleBasedGroup | No
         cluster.wait(max(plan.look_again or 0.0, 1.0) if not writes else 1.0)
     deleted = tuple(key for key in start.objects if key not in cluster.snapshot.objects)
     message = _why_not_ready(cluster.snapshot.status) if at_rest else "the plan does not come to rest"
-    return Preview(steps=tuple(steps), applied=tuple(cluster.applied.values()), deleted=deleted, message=message)
+    return Preview(
+        steps=tuple(steps),
+        applied=tuple(cluster.applied.values()),
+        deleted=deleted,
+        message=message,
+        end=cluster.snapshot,
+    )
 
 
 def _moved(
