@@ -349,3 +349,14 @@ async def test_our_own_write_is_known_before_the_watch_tells_it(server: FakeServ
     running.cancel()
     assert watcher.told.get_nowait() == ("4", "7")
     assert watcher.told.empty()
+
+
+@pytest.mark.parametrize("answers", [[says({}, 500)], [says({}, 410)], [says(listing(5)), streams()]])
+async def test_an_informer_that_gets_nowhere_does_not_spin(
+    server: FakeServer, client: Client, answers: list[Answer]
+) -> None:
+    server.answers = list(answers)
+    running = asyncio.create_task(Watcher(client).informer.run())
+    await asyncio.sleep(1.5)
+    running.cancel()
+    assert 2 <= len(server.requests) <= 8
