@@ -59,7 +59,7 @@ decode           Stalled            0/1    1/1      4
 │  vl-decode-0: server is in CrashLoopBackOff
 └─ vl-decode-0   CrashLoopBackOff   no     yes      4         15m  node-1
    back-off 40s restarting failed container
-   server ended with exit code 137 (OOMKilled) 5m ago
+   server ended with exit code 137 (OOMKilled), 5m ago
    │ loading weights
    │ CUDA out of memory
 prefill          Held               1/1    0/1                     after encoder
@@ -71,6 +71,13 @@ router           Ready              1/1    1/1                     after prefill
 
 def test_tree_of_a_rollout() -> None:
     assert render(group_view(ROLLING, ROLLING_PODS), NOW) == TREE
+
+
+def test_what_a_role_says_is_not_said_twice() -> None:
+    progressing = condition("Progressing", True, "Starting", "a: 0 of 1 instances ready; b: 0 of 1 instances ready")
+    starting = role_status("a", "Starting", message="0 of 1 instances ready")
+    shown = render(group_view(group(spec_role("a"), statuses=[starting], conditions=[progressing])), NOW)
+    assert shown.count("0 of 1 instances ready") == 1
 
 
 def test_colours_change_nothing_else() -> None:
@@ -123,7 +130,7 @@ def test_crash_of_a_pod_that_is_gone_is_shown_from_the_status() -> None:
         "time": "2026-11-21T12:14:00Z",
     }
     view = group_view(group(spec_role("a"), statuses=[role_status("a", "Restarting", lastCrash=crash)]), [])
-    assert "   vl-a-0 server ended with exit code 1 60s ago\n   │ no such model" in render(view, NOW)
+    assert "   vl-a-0 server ended with exit code 1, 60s ago\n   │ no such model" in render(view, NOW)
 
 
 def test_an_adapter_says_how_many_instances_are_wanted() -> None:

@@ -71,7 +71,7 @@ def _headline(group: GroupView, now: float, colour: bool, width: int) -> Iterato
     ]
     name = paint(f"{group.namespace}/{group.name}", BOLD, colour)
     yield "   ".join([name, paint(word, state_colour(word), colour), *filter(None, facts)])
-    if why:
+    if why and not any(role.message and f"{role.name}: {role.message}" in why for role in group.roles):
         yield from textwrap.wrap(why, width, initial_indent="  ", subsequent_indent="  ")
 
 
@@ -118,7 +118,7 @@ def _pod_rows(pod: PodView, now: float, is_last: bool, told: str) -> Iterator[Ro
 
 def _crashed(crash: Crash, now: float) -> str:
     reason = f" ({crash.reason})" if crash.reason not in ("", "Error") else ""
-    when = f" {age(crash.finished_at, now)} ago" if crash.finished_at else ""
+    when = f", {age(crash.finished_at, now)} ago" if crash.finished_at else ""
     return f"{crash.container} ended with exit code {crash.exit_code}{reason}{when}"
 
 
