@@ -211,6 +211,35 @@ def test_coordinated_roles_advance_together(skew: str, prefill: int, decode: int
     assert cluster.condition("Ready")[0] == "True"
 
 
+def test_partitions_of_coordinated_roles_step_by_step() -> None:
+    cluster = settled(coordinated("25%", 4, 8))
+    cluster.set_image("p", "d")
+    cluster.settle()
+    assert knobs(cluster) == [
+        "g-p x4 from 3",
+        "g-d x8 from 6",
+        "g-d x8 from 5",
+        "g-p x4 from 2",
+        "g-d x8 from 4",
+        "g-d x8 from 3",
+        "g-p x4 from 1",
+        "g-d x8 from 2",
+        "g-d x8 from 1",
+        "g-p x4",
+        "g-d x8",
+    ]
+
+
+def test_a_broken_role_stops_those_that_are_coordinated_with_it() -> None:
+    cluster = settled(coordinated("25%", 4, 8))
+    old = revisions(cluster, "d")[0]
+    broken(cluster, "p")
+    cluster.set_image("d", image="v2")
+    cluster.settle()
+    assert [revision == old for revision in revisions(cluster, "d")] == [True] * 6 + [False] * 2
+    assert cluster.condition("Ready")[0] == "False"
+
+
 def test_deployments_are_paused_while_they_are_held() -> None:
     kind = {"workload": {"apiVersion": "apps/v1", "kind": "Deployment"}}
     spec = manifest(
