@@ -38,6 +38,7 @@ RESTARTED_AT = PREFIX + "restarted-at"  # on a role: any new value restarts its 
 # Annotations that the operator keeps on its own objects.
 DEPENDENCIES = PREFIX + "dependencies"  # on workloads: a removed role's dependencies, for its teardown
 ADAPTER_ROLE_REPLICAS = PREFIX + "role-replicas"  # on adapters: spec.roles[].replicas when last seen
+SIDECARS = PREFIX + "sidecars"  # on workloads: what comes from profiles whose change is not to replace pods
 APPLIED_HASH = PREFIX + "applied-hash"  # on all: hash of the object as we want it; a field no longer wanted shows here
 
 TEARDOWN_FINALIZER = PREFIX + "ordered-teardown"

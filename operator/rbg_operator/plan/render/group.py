@@ -10,11 +10,12 @@ from rbg_operator.plan.environment import stages
 from rbg_operator.plan.render import gang
 from rbg_operator.plan.render.discovery import config_map
 from rbg_operator.plan.render.history import revision_and_record
+from rbg_operator.plan.render.pinned import origin_annotation
 from rbg_operator.plan.render.pod_template import pod_template
 from rbg_operator.plan.render.scope import Node, Scope, workload_kind
 from rbg_operator.plan.render.services import NamedOrdinals, named_ordinals, services
 from rbg_operator.plan.render.sidecars import Sidecars, sidecars
-from rbg_operator.plan.render.workloads import stateful_set, workload
+from rbg_operator.plan.render.workloads import Marks, stateful_set, workload
 from rbg_operator.plan.rendering import Context, RenderedRole, Rendering
 
 
@@ -45,12 +46,13 @@ def _role(scope: Scope, added: list[Sidecars], named: NamedOrdinals) -> Rendered
     for template in (first, worker):
         if template is not None:
             template["metadata"]["labels"][labels.ROLE_REVISION] = revision
+    marks = Marks(revision=revision, sidecars=origin_annotation(added))
     has_own_workers = worker is not None and scope.kind == "StatefulSet"
     return RenderedRole(
         role=scope.role,
         revision=revision,
-        workload=workload(scope, first, worker, revision),
-        workers=stateful_set(scope, worker, revision, Node.WORKER) if worker and has_own_workers else None,
+        workload=workload(scope, first, worker, marks),
+        workers=stateful_set(scope, worker, marks, Node.WORKER) if worker and has_own_workers else None,
         services=tuple(map(sealed, services(scope, named))),
         size=scope.role.size,
     )
@@ -65,6 +67,9 @@ def _templates(scope: Scope, added: list[Sidecars]) -> tuple[Json, Json | None]:
 
 
 def _revision(scope: Scope, added: list[Sidecars], first: Json, worker: Json | None) -> str:
-    """Hash of the templates, without what is not to replace pods when it changes: profiles with NoUpdate."""
+    """Hash of the templates. Of profiles with NoUpdate only that they are used counts, not what is in them."""
     rolling = [one for one in added if one.rolls]
-    return content_hash([first, worker] if rolling == added else _templates(scope, rolling))
+    if len(rolling) == len(added):
+        return content_hash([first, worker])
+    used = [one.runtime for one in added if not one.rolls]
+    return content_hash([*_templates(scope, rolling), used])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rbg_operator.api.documents import Json
 from rbg_operator.api.model import EngineRuntime, Role
@@ -16,28 +16,31 @@ from rbg_operator.plan.render.scope import copied
 class Sidecars:
     """What one profile adds to the pods of one role. rolls: whether it is part of the role's revision."""
 
+    runtime: EngineRuntime
     init_containers: Sequence[Json]
     containers: Sequence[Json]
     volumes: Sequence[Json]
     rolls: bool
 
     def add_to(self, spec: Json) -> None:
-        """Add it to a pod spec: to start before, and to run after, what is there. The role's own volumes win."""
-        names = {volume.get("name") for volume in spec.get("volumes") or ()}
-        volumes = [copied(volume) for volume in self.volumes if volume["name"] not in names]
+        """Add it to a pod spec: to start before, and to run after, what is there."""
         if self.init_containers:
             spec["initContainers"] = [*map(copied, self.init_containers), *(spec.get("initContainers") or ())]
         spec["containers"] = [*spec["containers"], *map(copied, self.containers)]
-        if volumes:
-            spec["volumes"] = [*(spec.get("volumes") or ()), *volumes]
+        if self.volumes:
+            spec["volumes"] = [*(spec.get("volumes") or ()), *map(copied, self.volumes)]
 
 
 def sidecars(role: Role, path: str, profiles: Mapping[str, Json]) -> tuple[list[Sidecars], list[Problem]]:
-    """Everything that profiles add to the role, and what is wrong. `path` is the role's in the manifest."""
+    """Everything that profiles add to the role, and what is wrong. `path` is the role's in the manifest.
+
+    A volume that the role or an earlier profile has stays as it is.
+    """
     found: list[Sidecars] = []
     problems: list[Problem] = []
     own = (*(role.pod_spec.get("initContainers") or ()), *role.pod_spec["containers"])
     taken = {container["name"] for container in own}
+    volumes = {volume.get("name") for volume in role.pod_spec.get("volumes") or ()}
     for index, runtime in enumerate(role.engine_runtimes):
         where = f"{path}.engineRuntimes[{index}]"
         try:
@@ -51,7 +54,8 @@ def sidecars(role: Role, path: str, profiles: Mapping[str, Json]) -> tuple[list[
                 message = f'adds a container "{container["name"]}", and the pod has one of that name; rename one'
                 problems.append(Problem(f"{where}.profileName", message))
             taken.add(container["name"])
-        found.append(one)
+        found.append(replace(one, volumes=[volume for volume in one.volumes if volume["name"] not in volumes]))
+        volumes |= {volume["name"] for volume in one.volumes}
     return found, problems
 
 
@@ -82,6 +86,7 @@ def _sidecars(runtime: EngineRuntime, profile: EngineRuntimeProfile, where: str)
     chosen = runtime.inject or known
     wanted = [container for container in profile.containers if container["name"] in chosen]
     return Sidecars(
+        runtime=runtime,
         init_containers=[_overridden(item, overrides.get(item["name"], {})) for item in profile.init_containers],
         containers=[_overridden(item, overrides.get(item["name"], {})) for item in wanted],
         volumes=profile.volumes,

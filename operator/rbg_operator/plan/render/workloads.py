@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rbg_operator.api.documents import Json
 from rbg_operator.plan import labels
 from rbg_operator.plan.render.metadata import object_metadata, selector
 from rbg_operator.plan.render.scope import Node, Scope
 
 
-def workload(scope: Scope, template: Json, worker_template: Json | None, revision: str) -> Json:
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What a workload says of its pods. sidecars: annotation about those that come from profiles."""
+
+    revision: str
+    sidecars: dict[str, str]
+
+
+def workload(scope: Scope, template: Json, worker_template: Json | None, marks: Marks) -> Json:
     """The object `<group>-<role>`."""
     if scope.kind == "Deployment":
-        return _deployment(scope, template, revision)
+        return _deployment(scope, template, marks)
     if scope.kind == "LeaderWorkerSet":
-        return _leader_worker_set(scope, template, worker_template or template, revision)
-    return stateful_set(scope, template, revision)
+        return _leader_worker_set(scope, template, worker_template or template, marks)
+    return stateful_set(scope, template, marks)
 
 
-def stateful_set(scope: Scope, template: Json, revision: str, node: Node = Node.SINGLE) -> Json:
+def stateful_set(scope: Scope, template: Json, marks: Marks, node: Node = Node.SINGLE) -> Json:
     """All pods of a role, the first nodes of its instances, or the other nodes of one instance."""
     spec: Json = {
         "serviceName": scope.domain,
@@ -28,20 +38,20 @@ def stateful_set(scope: Scope, template: Json, revision: str, node: Node = Node.
     }
     if node is Node.WORKER:
         spec["ordinals"] = {"start": 1}  # node 0 is the leader
-    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": _metadata(scope, revision), "spec": spec}
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": _metadata(scope, marks), "spec": spec}
 
 
-def _deployment(scope: Scope, template: Json, revision: str) -> Json:
+def _deployment(scope: Scope, template: Json, marks: Marks) -> Json:
     spec = {
         "selector": {"matchLabels": selector(scope.group, scope.role)},
         "template": template,
         "minReadySeconds": scope.role.min_ready_seconds,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _pace(scope)},
     }
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(scope, revision), "spec": spec}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(scope, marks), "spec": spec}
 
 
-def _leader_worker_set(scope: Scope, leader: Json, worker: Json, revision: str) -> Json:
+def _leader_worker_set(scope: Scope, leader: Json, worker: Json, marks: Marks) -> Json:
     spec = {
         "leaderWorkerTemplate": {
             "size": scope.role.size,
@@ -54,7 +64,7 @@ def _leader_worker_set(scope: Scope, leader: Json, worker: Json, revision: str) 
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
-        "metadata": _metadata(scope, revision),
+        "metadata": _metadata(scope, marks),
         "spec": spec,
     }
 
@@ -71,7 +81,7 @@ def _pace(scope: Scope) -> Json:
     return {"maxUnavailable": unavailable, "maxSurge": rolling.max_surge}
 
 
-def _metadata(scope: Scope, revision: str) -> Json:
+def _metadata(scope: Scope, marks: Marks) -> Json:
     role = scope.role
     dependencies = {labels.DEPENDENCIES: ",".join(role.dependencies)} if role.dependencies else {}
     return object_metadata(
@@ -81,7 +91,7 @@ def _metadata(scope: Scope, revision: str) -> Json:
         extra_labels={
             **role.labels,
             labels.ROLE_KIND: scope.stage.kind.value,
-            labels.ROLE_REVISION: revision,
+            labels.ROLE_REVISION: marks.revision,
         },
-        annotations={**role.annotations, **dependencies},
+        annotations={**role.annotations, **dependencies, **marks.sidecars},
     )
