@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbg_operator.api.model import RestartPolicy
+from rbg_operator.api.adapter import parse_adapter
+from rbg_operator.api.groupset import parse_groupset
+from rbg_operator.api.model import Coordination, EngineRuntime, KubeGang, RestartPolicy, RollingUpdate, VolcanoGang
 from rbg_operator.api.parse import parse_group, parse_manifest
 from rbg_operator.api.problems import ManifestError
-from tests.operator.groups import manifest, role
+from rbg_operator.api.profile import parse_profile
+from rbg_operator.plan.processes import plan_all
+from tests.operator.groups import PROFILE, manifest, role
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "01-handwriting-epd.yaml"
 
@@ -108,6 +112,47 @@ def test_every_cycle_is_spelled_out() -> None:
         ),
         (changed(rolloutStrategy={"rollingUpdate": {"maxSurge": "120%"}}), "maxSurge: must be a number of pods"),
         (changed(rolloutStrategy={"rollingUpdate": {"partition": 1}}), "partition: must be below replicas (1)"),
+        (changed(replicas=10_001), "replicas: must be between 0 and 10000, not 10001"),
+        (changed(components=[{}]), "components: components are not supported; use leaderWorkerSet"),
+        (changed(rolloutStrategy={"type": "Recreate"}), "rolloutStrategy.type: must be one of RollingUpdate"),
+        (changed(rolloutStrategy={"rollingUpdate": {"partition": "x%"}}), "partition: must be a number of pods"),
+        (
+            changed(workload={"kind": "Deployment"}, replicas=2, rolloutStrategy={"rollingUpdate": {"partition": 1}}),
+            "partition: needs ordinals, which a Deployment has not",
+        ),
+        (changed(workload={"kind": "Deployment"}, leaderWorkerSet={"size": 2}), "leaderWorkerSet.size: a Deployment"),
+        (changed(workload={"kind": "Deployment", "apiVersion": "v1"}), "workload.apiVersion: is 'v1', but Deployment"),
+        (changed(leaderWorkerSet={"size": 0}), "leaderWorkerSet.size: must be between 1 and 1000, not 0"),
+        (
+            changed(leaderWorkerSet={"patchLeaderTemplate": {"spec": {"containers": None}}}),
+            "template(spec.roles[0].leaderWorkerSet.patchLeaderTemplate).spec.containers: is empty",
+        ),
+        (changed(engineRuntimes=[{}]), "engineRuntimes[0].profileName: is missing"),
+        (changed(engineRuntimes=[{"profileName": "p", "containers": [{"image": "i"}]}]), "image: unknown field"),
+        (changed(engineRuntimes=[{"profileName": "p"}] * 2), 'engineRuntimes[1].profileName: "p" is listed twice'),
+        (
+            manifest({**role("a", "x"), "leaderWorkerSet": {"size": 2}}, name="g" * 46),
+            "at most 47 fit into the names derived from it of a role with leaderWorkerSet.size 2",
+        ),
+        (
+            manifest({**role("a", "x"), "leaderWorkerSet": {"size": 2}}, role("a-nodes", "x")),
+            'spec.roles[1].name: "a-nodes" stands for the nodes of role "a"',
+        ),
+        (manifest(role("a", "x"), podGroupPolicy={}), "spec.podGroupPolicy: needs one of kubeScheduling and volcano"),
+        (manifest(role("a", "x"), coordination=[{"name": "c", "roles": ["b"]}]), 'roles[0]: no role is called "b"'),
+        (manifest(role("a", "x"), coordination=[{"name": "c"}]), "spec.coordination[0].roles: is empty"),
+        (
+            manifest(role("a", "x"), coordination=[{"name": "c", "roles": ["a"]}, {"name": "d", "roles": ["a"]}]),
+            'spec.coordination[1].roles[0]: "a" is already in "c"; keep it in one coordination',
+        ),
+        (
+            manifest(
+                role("a", "x"),
+                coordination=[{"name": "c", "roles": ["a"], "strategy": {"rollingUpdate": {"maxSkew": 1}}}],
+            ),
+            "rollingUpdate.maxSkew: must be a string",
+        ),
+        (manifest(role("a", "x", env=[{"name": "A"}, {"name": "A"}])), 'env[1].name: "A" is the name of two variables'),
         ({**manifest(role("a", "x")), "kind": "Pod"}, "kind: is 'Pod'; this program runs RoleBasedGroup manifests"),
         (
             {**manifest(role("a", "x")), "apiVersion": "workloads.x-k8s.io/v1alpha2"},
@@ -135,12 +180,110 @@ def test_template_reference_with_patch() -> None:
     assert value == before
 
 
-def test_two_words_in_one_argument_are_warned_of() -> None:
-    group = parse_group(manifest(role("a", "python3", "-m x", "--port 80", "--a=b c", "say hello")))
-    assert [str(warning).partition(";")[0] for warning in group.warnings] == [
-        'spec.roles[0].template.spec.containers[0].command[1]: "-m x" is one argument with a space in it',
-        'spec.roles[0].template.spec.containers[0].command[2]: "--port 80" is one argument with a space in it',
+def test_two_words_in_one_argument_are_split_for_python() -> None:
+    value = manifest(role("a", "python3.11", "-m x", "--port 80", "--a=b c", "say hello", args=["--x  y\n", "--f a b"]))
+    before = copy.deepcopy(value)
+    group = parse_group(value)
+    container = group.roles[0].main_container
+    assert container["command"] == ["python3.11", "-m", "x", "--port", "80", "--a=b c", "say hello"]
+    assert container["args"] == ["--x", "y", "--f a b"]
+    path = "spec.roles[0].template.spec.containers[0]"
+    assert [str(warning) for warning in group.warnings][:2] == [
+        f'{path}.command[1]: "-m x" is one argument with a space in it; it is read as two items: -m and x',
+        f'{path}.command[2]: "--port 80" is one argument with a space in it; it is read as two items: --port and 80',
     ]
+    assert str(group.warnings[3]).endswith('"--f a b" is one argument with a space in it; write two items: --f and a b')
+    assert value == before
+
+
+@pytest.mark.parametrize("command", [("sh", "-c", "--port 80"), ("serve", "--port 80")])
+def test_two_words_in_one_argument_of_others_are_left(command: tuple[str, ...]) -> None:
+    group = parse_group(manifest(role("a", *command)))
+    assert group.roles[0].main_container["command"] == list(command)
+    assert "write two items: --port and 80" in str(group.warnings[0])
+
+
+def test_local_mode_runs_the_same_arguments() -> None:
+    (process,) = plan_all(parse_group(manifest(role("a", "python3", "--port 80"))), "127.0.0.1")
+    assert process.argv == ("python3", "--port", "80")
+
+
+def test_the_whole_contract() -> None:
+    patch = {"spec": {"containers": [{"name": "server", "args": ["w"]}]}}
+    value = manifest(
+        {
+            **role("a", "x", replicas=4),
+            "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdate": {
+                "type": "InPlaceIfPossible", "partition": "50%", "maxUnavailable": "25%", "maxSurge": 1, "paused": True,
+                "inPlaceUpdateStrategy": {"gracePeriodSeconds": 5}}},
+            "leaderWorkerSet": {"size": 2, "patchWorkerTemplate": patch},
+            "engineRuntimes": [{"profileName": "p", "injectContainers": ["c"], "containers": [{"name": "c"}]}],
+            "scalingAdapter": {"enable": True, "labels": {"l": "v"}},
+            "workload": {"apiVersion": "workloads.x-k8s.io/v1alpha1", "kind": "InstanceSet"},
+            "components": [],
+        },
+        {**role("b", "x"), "workload": {"apiVersion": "apps/v1", "kind": "Deployment"}},
+        podGroupPolicy={"volcanoScheduling": {"queue": "q"}},
+        coordination=[{"name": "c", "roles": ["a", "b"], "strategy": {"rollingUpdate": {"maxSkew": "10%"}}}],
+    )  # fmt: skip
+    value["metadata"] |= {"resourceVersion": "7", "managedFields": [{}], "generation": 3, "uid": "u"}
+    value["status"] = "ignored"
+    group = parse_group(value)
+    first, second = group.roles
+    assert first.rolling_update == RollingUpdate(partition="50%", max_unavailable="25%", max_surge=1, paused=True)
+    assert (first.size, first.worker_template and first.worker_template["spec"]["containers"][0]["args"]) == (2, ["w"])
+    assert "args" not in first.main_container
+    assert (first.workload_kind, second.workload_kind) == ("StatefulSet", "Deployment")
+    assert first.engine_runtimes == (EngineRuntime(profile="p", inject=("c",), overrides=({"name": "c"},)),)
+    assert (first.scaling_adapter, first.adapter_labels) == (True, {"l": "v"})
+    assert group.gang == VolcanoGang(queue="q", priority_class="")
+    assert group.coordination == (Coordination(name="c", roles=("a", "b"), max_skew="10%"),)
+    assert (group.uid, group.generation) == ("u", 3)
+
+
+def test_restart_policy_of_nodes_that_need_each_other() -> None:
+    nodes = {"leaderWorkerSet": {"size": 2}}
+    assert parse_group(changed(**nodes)).roles[0].restart_policy is RestartPolicy.RECREATE_INSTANCE
+    assert parse_group(changed(**nodes, restartPolicy="None")).roles[0].restart_policy is RestartPolicy.NONE
+    assert parse_group(changed(leaderWorkerSet={"size": 1})).roles[0].restart_policy is RestartPolicy.NONE
+
+
+def test_gangs() -> None:
+    found = parse_group(manifest(role("a", "x"), podGroupPolicy={"kubeScheduling": {}})).gang
+    assert found == KubeGang(schedule_timeout_seconds=60)
+    assert parse_group(manifest(role("a", "x"))).gang is None
+
+
+SET = {"apiVersion": "workloads.x-k8s.io/v1alpha1", "kind": "RoleBasedGroupSet", "metadata": {"name": "s"}}
+
+
+def test_sets() -> None:
+    template = manifest(role("a", "python3", "--port 80"))["spec"]
+    found = parse_groupset({**SET, "spec": {"replicas": 3, "template": template}})
+    assert (found.name, found.replicas, found.template) == ("s", 3, template)
+    assert len(found.warnings) == 1
+    bad = {**SET, "spec": {"template": manifest(role("a" * 45, "x"), replica=1)["spec"]}}
+    with pytest.raises(ManifestError) as caught:
+        parse_groupset(bad)
+    assert [problem.path for problem in caught.value.problems] == [
+        "spec.template.replica", "spec.template.roles[0].name",
+    ]  # fmt: skip
+    assert '"s-9999-' in str(caught.value)
+
+
+def test_adapters() -> None:
+    header = {**SET, "kind": "RoleBasedGroupScalingAdapter"}
+    found = parse_adapter({**header, "spec": {"replicas": 2, "scaleTargetRef": {"name": "g", "role": "a"}}})
+    assert (found.group, found.role, found.replicas) == ("g", "a", 2)
+    with pytest.raises(ManifestError, match=r"spec\.scaleTargetRef\.role: is missing; name the role"):
+        parse_adapter({**header, "spec": {"scaleTargetRef": {"name": "g"}}})
+
+
+def test_profiles() -> None:
+    found = parse_profile(PROFILE)
+    assert ([item["name"] for item in found.containers], found.rolls) == (["agent", "meter"], True)
+    with pytest.raises(ManifestError, match=r"spec\.updateStrategy: must be one of NoUpdate, RollingUpdate"):
+        parse_profile({"updateStrategy": "Never"})
 
 
 JSON = st.recursive(
