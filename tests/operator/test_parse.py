@@ -262,7 +262,7 @@ def test_sets() -> None:
     found = parse_groupset({**SET, "spec": {"replicas": 3, "template": template}})
     assert (found.name, found.replicas, found.template) == ("s", 3, template)
     assert len(found.warnings) == 1
-    bad = {**SET, "spec": {"template": manifest(role("a" * 45, "x"), replica=1)["spec"]}}
+    bad = {**SET, "spec": {"template": manifest(role("a" * 46, "x"), replica=1)["spec"]}}
     with pytest.raises(ManifestError) as caught:
         parse_groupset(bad)
     assert [problem.path for problem in caught.value.problems] == [

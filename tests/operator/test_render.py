@@ -189,6 +189,13 @@ def test_what_a_known_server_gets() -> None:
     assert {"readinessProbe", "lifecycle"}.isdisjoint(stranger["containers"][0])
 
 
+def test_no_pause_before_the_end_where_there_is_no_time_for_it() -> None:
+    """Kubernetes refuses a preStop sleep that is not shorter than the grace period."""
+    value = role("a", *SERVER)
+    value["template"]["spec"]["terminationGracePeriodSeconds"] = 5
+    assert "lifecycle" not in pod_spec(only(value))["containers"][0]
+
+
 def test_what_the_user_says_wins() -> None:
     own = {
         "readinessProbe": {"tcpSocket": {"port": 1}},

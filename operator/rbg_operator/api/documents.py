@@ -8,7 +8,6 @@ first, then the depth on the event stream (the composer recurses), then the expa
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable
 from typing import Any, TypeAlias
 
@@ -21,7 +20,6 @@ Json: TypeAlias = dict[str, Any]
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 50
 MAX_NODES = 100_000
-SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C parser where it was built
@@ -110,14 +108,11 @@ def _check_values(root: Json, source: str) -> None:
             for key in value:
                 if not isinstance(key, str):
                     _refuse(source, f"has the key {key!r}, a {kind_of(key)}; keys are strings: put it in quotes")
-            stack.extend((key, depth + 1) for key in value if not key.isascii())
             stack.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
             stack.extend((item, depth + 1) for item in value)
         elif isinstance(value, float) and not math.isfinite(value):
             _refuse(source, f"holds the number {value}, which JSON cannot say; put it in quotes")
-        elif isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
-            _refuse(source, "holds half of a surrogate pair, which is no character; leave it out")
         elif not isinstance(value, str | int | float | bool | None):
             _refuse(source, f"holds a {kind_of(value)}; only YAML that is also JSON is allowed")
 

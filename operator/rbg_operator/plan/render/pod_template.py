@@ -51,7 +51,7 @@ def _serve(scope: Scope, spec: Json, node: Node) -> None:
     if not main.get("readinessProbe") and scope.stage.port is not None:
         main["readinessProbe"] = default_readiness(scope.stage.port)
     lifecycle = main.get("lifecycle") or {}
-    if not lifecycle.get("preStop"):
+    if not lifecycle.get("preStop") and spec["terminationGracePeriodSeconds"] > PRE_STOP_SECONDS:
         main["lifecycle"] = {**lifecycle, "preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
