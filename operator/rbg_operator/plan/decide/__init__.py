@@ -1,8 +1,9 @@
 """Decides what to do next about a group: pure functions of its rendering and a snapshot.
 
 roles, workload, pods, owned, previous                      what is observed
-start, rollout, policy, replace, workers, objects, immutable  how roles come and change
-restart, scaling, history                                   restart policies, adapters, revisions
+start, rollout, policy, replace, workers, objects           how roles come and change
+decisions, doomed, telling                                  what ties these together
+restart, scaling, history, immutable                        restart policies, adapters, revisions, rebuilding
 removal, teardown, deleting                                 how roles and groups go
 phases, conditions, status, events, evidence, reporting     what is told
 make_plan, invalid, groupset                                the three plans

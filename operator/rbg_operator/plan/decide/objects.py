@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rbg_operator.api.documents import Json
 from rbg_operator.plan.compare import matches
+from rbg_operator.plan.decide.decisions import Decisions
 from rbg_operator.plan.decide.immutable import must_be_made_anew
 from rbg_operator.plan.decide.owned import deletion, is_blocked, key_of
 from rbg_operator.plan.decide.roles import ObservedRole
@@ -28,21 +29,15 @@ class Wanted:
     may_write: bool = True
 
 
-def wanted_objects(
-    rendering: Rendering,
-    roles: Mapping[str, ObservedRole],
-    rollouts: Mapping[str, Rollout],
-    waiting: Container[str],
-    owned: Mapping[ObjectKey, Live],
-) -> dict[ObjectKey, Wanted]:
+def wanted_objects(rendering: Rendering, decided: Decisions) -> dict[ObjectKey, Wanted]:
     """Everything but history and adapters: group objects, Services, then workloads in the order of their start."""
     found = [Wanted(body) for body in rendering.first]
     for name, rendered in rendering.roles.items():
         found += [Wanted(service, name) for service in rendered.services]
     for level in start_order(rendering.group.roles):
         for name in level:
-            if name not in waiting:
-                found += _workloads(roles[name], rollouts[name], owned)
+            if name not in decided.waiting:
+                found += _workloads(decided.roles[name], decided.rollouts[name], decided.owned)
     return {key_of(wanted.body): wanted for wanted in found}
 
 
