@@ -14,7 +14,13 @@ from charts import CHART, NAMESPACE
 from tests.cluster import programs
 
 Json: TypeAlias = dict[str, Any]
-HELM_SECONDS = 120
+HELM_SECONDS = 180
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the definitions are long
+
+
+def documents(text: str) -> list[Json]:
+    """The objects in a stream of YAML."""
+    return [document for document in yaml.load_all(text, Loader=LOADER) if document]
 
 
 class HelmError(Exception):
@@ -46,9 +52,9 @@ class Helm:
     def objects(self, *arguments: str) -> list[Json]:
         """The objects that the chart makes, definitions left out unless `arguments` ask for them."""
         if arguments not in self._rendered:
-            command = ["template", "rbg-operator", CHART, "--namespace", NAMESPACE, "--set", "crds.install=false"]
+            command = ["template", "rbg-operator", str(CHART), "-n", NAMESPACE, "--set", "crds.install=false"]
             self._rendered[arguments] = self(*command, *arguments)
-        return [document for document in yaml.safe_load_all(self._rendered[arguments]) if document]
+        return documents(self._rendered[arguments])
 
 
 @pytest.fixture(scope="session")

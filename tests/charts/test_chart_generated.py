@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import yaml
 from prometheus_client import CollectorRegistry
 
 from charts import CHART, PLAIN, dashboard, generated
@@ -15,11 +14,11 @@ from epd_runtime.server.metrics import Metrics as ServerMetrics
 from rbg_operator.controller.options import parse_options
 from rbg_operator.controller.replica import Replica
 from rbg_operator.kube.credentials import Credentials
-from tests.charts.conftest import Helm, Json
+from tests.charts.conftest import Helm, Json, documents
 from tests.cluster.control_plane import ControlPlane
 
 AGAIN = "differs: run `python -m charts`"
-METRIC = re.compile(r"(?:sglang:|rbg_|epd_router_|process_)[a-z_]+")
+METRIC = re.compile(r"(?:sglang:|rbg_|epd_router_|process_)[a-z0-9_]+")
 LABELS = {dashboard.GROUP, dashboard.ROLE}
 
 
@@ -37,18 +36,18 @@ def test_chart_has_the_definitions_and_no_others() -> None:
 def test_rendered_definitions_differ_only_in_being_kept(helm: Helm) -> None:
     rendered = {item["metadata"]["name"]: item for item in definitions(helm)}
     for path in crd_files():
-        original = yaml.safe_load(path.read_text())
+        (original,) = documents(path.read_text())
         original["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
         assert rendered.pop(original["metadata"]["name"]) == original
     assert not rendered
 
 
 def test_kustomize_makes_what_the_chart_makes(helm: Helm, control_plane: ControlPlane) -> None:
-    plain = {key(item): item for item in yaml.safe_load_all(control_plane.kubectl("kustomize", str(PLAIN)))}
+    plain = {key(item): item for item in documents(control_plane.kubectl("kustomize", str(PLAIN)))}
     namespace = plain.pop(("Namespace", "rbg-system"))
     assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
     for path in crd_files():
-        original = yaml.safe_load(path.read_text())
+        (original,) = documents(path.read_text())
         assert plain.pop(key(original)) == original
     assert plain == {key(item): without_helm(item) for item in helm.objects("--no-hooks")}
 

@@ -17,7 +17,8 @@ from charts import CHART, NAMESPACE, PLAIN
 from crds import crd_files
 from tests.charts.conftest import Helm, HelmError
 from tests.cluster import control_plane as clusters
-from tests.cluster.control_plane import ClusterError, ControlPlane
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.programs import ClusterError
 from tests.operator.groups import manifest, role
 
 RELEASE = "rbg-operator"
@@ -36,12 +37,11 @@ def cluster(cluster_programs: None) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def installed(helm: Helm, cluster: ControlPlane) -> Iterator[Helm]:
-    """helm with a release, all pods of which run."""
+def installed(helm: Helm, cluster: ControlPlane) -> Helm:
+    """helm with a release of default values, all pods of which run."""
     there = helm.on(cluster.kubeconfig)
-    there("install", RELEASE, CHART, "-n", NAMESPACE, "--wait", "--timeout", "60s")
-    yield there
-    there("uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--ignore-not-found")
+    there("upgrade", "--install", RELEASE, CHART, "-n", NAMESPACE, "--take-ownership", "--wait", "--timeout", "120s")
+    return there
 
 
 @pytest.fixture
@@ -69,20 +69,17 @@ def next_chart(folder: Path) -> Path:
 def test_release_runs_and_its_test_passes(installed: Helm, cluster: ControlPlane) -> None:
     deployment = json.loads(cluster.kubectl("get", "deployment", RELEASE, "-n", NAMESPACE, "-o", "json"))
     assert deployment["status"]["readyReplicas"] == 2
-    installed("test", RELEASE, "-n", NAMESPACE, "--timeout", "60s")
+    installed("test", RELEASE, "-n", NAMESPACE, "--timeout", "120s")
 
 
-def test_release_fits_into_its_secret(installed: Helm, cluster: ControlPlane) -> None:
-    secrets = json.loads(cluster.kubectl("get", "secrets", "-n", NAMESPACE, "-l", "owner=helm", "-o", "json"))["items"]
-    assert len(secrets) == 1
-    assert len(json.dumps(secrets[0])) < MAX_SECRET / 2
-
-
-def test_definitions_are_served_and_kept(installed: Helm, cluster: ControlPlane) -> None:
+def test_release_holds_definitions_and_fits_into_its_secret(installed: Helm, cluster: ControlPlane) -> None:
     files = [f"--filename={path}" for path in crd_files()]
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
     for item in json.loads(cluster.kubectl("get", "-o", "json", *files))["items"]:
         assert item["metadata"]["annotations"][KEPT] == "keep"
+    secrets = json.loads(cluster.kubectl("get", "secrets", "-n", NAMESPACE, "-l", "owner=helm", "-o", "json"))["items"]
+    assert secrets
+    assert all(len(json.dumps(secret)) < MAX_SECRET / 2 for secret in secrets)
 
 
 def test_upgrade_changes_definitions_and_leaves_groups(
@@ -121,15 +118,13 @@ def test_another_release_takes_definitions_only_when_told(installed: Helm, clust
     installed(*other, "--take-ownership")
     assert uid_of_group(cluster) == group
     installed("uninstall", "other", "-n", NAMESPACE, "--wait")
-    installed("install", RELEASE, CHART, "-n", NAMESPACE, "--take-ownership")
 
 
 def test_plain_manifests_after_uninstall(installed: Helm, cluster: ControlPlane) -> None:
     installed("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
     cluster.kubectl("apply", "-k", str(PLAIN))
     cluster.kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", NAMESPACE, "--timeout=60s")
-    operator = PLAIN / "operator.yaml"
-    cluster.kubectl("delete", "-f", str(operator))
+    cluster.kubectl("delete", "-f", str(PLAIN / "operator.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -160,11 +155,10 @@ def test_rights_end_at_the_namespaces(
 
 
 @pytest.fixture(scope="module")
-def confined(helm: Helm, cluster: ControlPlane) -> Iterator[ControlPlane]:
+def confined(helm: Helm, cluster: ControlPlane) -> ControlPlane:
     """The cluster with an operator for the namespace `mine` only."""
     for name in ("mine", "other"):
         cluster.make_namespace(name)
     there = helm.on(cluster.kubeconfig)
-    there("install", RELEASE, CHART, "-n", NAMESPACE, "--set", "namespaces={mine}", "--take-ownership")
-    yield cluster
-    there("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    there("upgrade", "--install", RELEASE, CHART, "-n", NAMESPACE, "--set", "namespaces={mine}", "--take-ownership")
+    return cluster
