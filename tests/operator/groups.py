@@ -74,7 +74,7 @@ SELECTOR = {"matchLabels": {"app": "x"}, "matchExpressions": [{"key": "k", "oper
 POD_FIELDS: dict[str, tuple[Any, ...]] = {
     "hostNetwork": (False, True),
     "nodeSelector": ({}, {"gpu": "h200"}),
-    "terminationGracePeriodSeconds": (0, 30),
+    "terminationGracePeriodSeconds": (2, 30),
     "automountServiceAccountToken": (False,),
     "enableServiceLinks": (False,),
     "shareProcessNamespace": (False, True),
