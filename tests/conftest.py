@@ -39,7 +39,10 @@ def cluster_programs(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def control_plane(cluster_programs: None) -> Iterator[ControlPlane]:
-    """One control plane for the whole session; tests keep apart by namespaces."""
+    """One for the whole session, or the running one that RBG_CLUSTER names; tests keep apart by namespaces."""
+    if name := os.environ.get("RBG_CLUSTER"):
+        yield clusters.attach(name)
+        return
     with clusters.up(f"pytest-{os.getpid()}") as running:
         yield running
 

@@ -63,7 +63,10 @@ class ControlPlane:
         processes.end([self._pid(component)], grace)
 
     def restart(self, component: str, grace: float = STOP_SECONDS) -> None:
-        """Stop and start; with grace=0 it is killed."""
+        """Stop and start; with grace=0 it is killed.
+
+        Others find it again in their own time: the controllers' informers try less and less often, up to every 30 s.
+        """
         self.stop(component, grace)
         self.start(component)
 
