@@ -128,6 +128,8 @@ def test_unknown_roles_get_a_suggestion() -> None:
         ('Error from server (NotFound): pods "x" not found\n', "NotFound", 'pods "x" not found'),
         ('Error from server (Conflict): error when replacing "STDIN": the object has\nbeen modified', "Conflict",
          'error when replacing "STDIN": the object has been modified'),
+        ("The request is invalid: the server rejected our request due to an error in our request", "Conflict",
+         "edited meanwhile"),
         ("error: the server doesn't have a resource type \"rolebasedgroups\"", "NoKind", "install its CRDs"),
         ("The connection to the server localhost:8080 was refused - did you specify the right host or port?",
          "Unreachable", "is the context right"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,8 @@ def test_a_write_over_somebody_elses_edit_is_a_conflict(plugin: Plugin) -> None:
     plugin.group("vl", ENCODER)
     kubectl = Kubectl(plugin.namespace, kubeconfig=str(plugin.control_plane.kubeconfig), binary=plugin.kubectl_path)
     stale = cluster.get_group(kubectl, "vl")
+    plugin.status("vl", READY)
+    cluster.replace_spec(kubectl, stale)  # a status that was written since is no edit
     plugin.run("scale vl encoder=5")
     with pytest.raises(KubectlError) as caught:
         cluster.replace_spec(kubectl, stale)
@@ -268,7 +271,7 @@ def _stored(plugin: Plugin, *roles: Json) -> list[Json]:
 def test_rollout_status_waits_for_the_present_generation(plugin: Plugin) -> None:
     plugin.group("vl", ENCODER, PREFILL)
     plugin.status("vl", WAITING)
-    with subprocess.Popen(plugin.argv("rollout status vl"), env=plugin.env, stdout=subprocess.PIPE, text=True) as wait:
+    with started(plugin, "rollout status vl") as wait:
         assert wait.stdout
         assert "prefill waits for encoder" in wait.stdout.readline()
         plugin.run("scale vl encoder=3")
@@ -276,6 +279,20 @@ def test_rollout_status_waits_for_the_present_generation(plugin: Plugin) -> None
         assert "has seen generation 1 of 2" in wait.stdout.readline()
         plugin.status("vl", READY)
         assert wait.stdout.read() == "vl is Ready at generation 2\n"
+        assert wait.wait(SECONDS) == 0
+
+
+def test_rollout_status_outlives_an_api_server_that_restarts(plugin: Plugin) -> None:
+    plugin.group("vl", ENCODER)
+    plugin.status("vl", WAITING)
+    with started(plugin, "rollout status vl") as wait:
+        assert wait.stdout
+        assert "prefill waits for encoder" in wait.stdout.readline()
+        plugin.control_plane.stop("kube-apiserver")
+        assert wait.stdout.readline() == "the API server is away\n"
+        plugin.control_plane.start("kube-apiserver")
+        plugin.status("vl", READY)
+        assert wait.stdout.read().endswith("vl is Ready at generation 1\n")
         assert wait.wait(SECONDS) == 0
 
 
@@ -312,7 +329,7 @@ def test_logs_follow_new_lines_and_new_pods(plugin: Plugin) -> None:
     group = plugin.group("vl", ENCODER)
     plugin.workload(group, "encoder")
     wait_for(lambda: plugin.pods_ready(1), SECONDS)
-    with follower(plugin, "logs vl -f --tail 0") as lines:
+    with following(plugin, "logs vl -f --tail 0") as lines:
         _write_until(plugin, "first", lambda: any("encoder-0 │ first" in line for line in lines))
         plugin.control_plane.kubectl("scale", "-n", plugin.namespace, "statefulset/vl-encoder", "--replicas=2")
         _write_until(plugin, "second", lambda: any("encoder-1 │ second" in line for line in lines))
@@ -322,7 +339,7 @@ def test_logs_go_on_after_the_api_server_was_away(plugin: Plugin) -> None:
     group = plugin.group("vl", ENCODER)
     plugin.workload(group, "encoder")
     wait_for(lambda: plugin.pods_ready(1), SECONDS)
-    with follower(plugin, "logs vl -f --tail 0") as lines:
+    with following(plugin, "logs vl -f --tail 0") as lines:
         _write_until(plugin, "before", lambda: any("before" in line for line in lines))
         plugin.control_plane.restart("kube-apiserver")
         _write_until(plugin, "after", lambda: any("after" in line for line in lines))
@@ -340,35 +357,38 @@ def _write_until(plugin: Plugin, text: str, seen: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-class follower:  # noqa: N801  # a context manager, used as a verb
-    """Lines of a command that goes on, until the block ends; then SIGINT must end it."""
+@contextlib.contextmanager
+def started(plugin: Plugin, line: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on; killed at the end if it still does."""
+    process = subprocess.Popen(
+        plugin.argv(line), env=plugin.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
-    def __init__(self, plugin: Plugin, line: str) -> None:
-        self._process = subprocess.Popen(
-            plugin.argv(line), env=plugin.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def _read(self) -> None:
-        assert self._process.stdout
-        self.lines.extend(iter(self._process.stdout.readline, ""))
-
-    def __enter__(self) -> list[str]:
-        self._reader.start()
-        return self.lines
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
-        code = self._process.wait(SECONDS)
-        self._reader.join(SECONDS)
-        assert code == 130, self.lines
-        assert not [line for line in self.lines if "Traceback" in line], self.lines
+@contextlib.contextmanager
+def following(plugin: Plugin, line: str) -> Iterator[list[str]]:
+    """Lines of a command that goes on, as they come; at the end Ctrl-C must end it."""
+    with started(plugin, line) as process:
+        lines: list[str] = []
+        assert process.stdout
+        reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
+        reader.start()
+        yield lines
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 130, lines
+        reader.join(SECONDS)
+        assert not [line for line in lines if "Traceback" in line], lines
 
 
 def test_watching_shows_changes_until_interrupted(plugin: Plugin) -> None:
     plugin.group("vl", ENCODER)
-    with follower(plugin, "status vl -w") as lines:
+    with following(plugin, "status vl -w") as lines:
         wait_for(lambda: any("no operator has looked" in line for line in lines), SECONDS)
         plugin.status("vl", READY, statuses=[role_status("encoder", "Ready", 2, 2)])
         wait_for(lambda: any("Ready   1/1 roles ready" in line for line in lines), SECONDS)

@@ -75,9 +75,10 @@ def replace_spec(kubectl: Kubectl, group: Json) -> None:
     """Write the spec of a group that was read before. Raises KubectlError, reason Conflict if it was edited since.
 
     A patch, since `kubectl replace` would also rewrite the annotation by which `kubectl apply` knows what it applied.
+    It is bound to the generation: the resourceVersion changes with every status that the operator writes.
     """
     patch = [
-        {"op": "replace", "path": "/metadata/resourceVersion", "value": text(group, "metadata", "resourceVersion")},
+        {"op": "test", "path": "/metadata/generation", "value": number(group, "metadata", "generation")},
         {"op": "replace", "path": "/spec", "value": mapping(group, "spec")},
     ]
     flags = ("--type=json", "--patch-file=/dev/stdin", f"--field-manager={FIELD_MANAGER}")

@@ -9,9 +9,11 @@ import json
 import shutil
 import sys
 import time
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
+from rbg_operator.api.documents import Json
 from rbg_operator.kubectl import cluster, edits
 from rbg_operator.kubectl.changes import as_yaml, unified_diff
 from rbg_operator.kubectl.history import choose, history, returning_roles, undone
@@ -69,7 +71,7 @@ def _status(kubectl: Kubectl, arguments: argparse.Namespace) -> str:
     return groups_table(views, time.time(), colour, width, arguments.all_namespaces)
 
 
-def _view(kubectl: Kubectl, group: dict[str, Any]) -> GroupView:
+def _view(kubectl: Kubectl, group: Json) -> GroupView:
     """The group with its pods and adapters, from its own namespace."""
     name, namespace = text(group, "metadata", "name"), text(group, "metadata", "namespace")
     there = dataclasses.replace(kubectl, namespace=namespace)
@@ -114,19 +116,32 @@ def rollout_undo(kubectl: Kubectl, arguments: argparse.Namespace) -> int:
 def rollout_status(kubectl: Kubectl, arguments: argparse.Namespace) -> int:
     """Wait until the group is Ready as it is specified now."""
     deadline = time.monotonic() + arguments.timeout
-    told = ""
+    group: Json | None = cluster.get_group(kubectl, arguments.name)
+    told: deque[str] = deque(maxlen=8)  # a pod that crashes again and again repeats itself
     while True:
-        view = group_view(cluster.get_group(kubectl, arguments.name))
-        state, message = outcome(view)
-        if message != told:
+        state, message = outcome(group_view(group)) if group else (Outcome.WAIT, "the API server is away")
+        if message not in told:
             print(message, flush=True)
-            told = message
+            if group is None:
+                told.clear()  # what follows is news again
+            told.append(message)
         if state is not Outcome.WAIT:
             return 0 if state is Outcome.READY else 1
         if time.monotonic() > deadline:
             limit = f"{arguments.timeout:g} s"
             raise KubectlError(f"{arguments.name} is not Ready after {limit}; see: kubectl rbg status {arguments.name}")
         time.sleep(POLL_SECONDS)
+        group = _again(kubectl, arguments.name)
+
+
+def _again(kubectl: Kubectl, name: str) -> Json | None:
+    """The group, or None while the API server is away or does not serve it yet; it did before."""
+    try:
+        return cluster.get_group(kubectl, name)
+    except KubectlError as error:
+        if error.reason in ("Forbidden", "Unauthorized"):
+            raise
+        return None
 
 
 def restart(kubectl: Kubectl, arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ REQUEST_SECONDS = 20
 LOGIN_SECONDS = 40  # beyond the request itself: credential plugins may open a browser
 SERVER_ERROR = re.compile(r"^Error from server \((\w+)\): ?(.*)$", re.MULTILINE | re.DOTALL)
 HINTS = (
+    ("rejected our request due to an error", "Conflict", "it was edited meanwhile"),  # a test in a JSON patch
     ("doesn't have a resource type", "NoKind", "the cluster does not know the kind RoleBasedGroup; install its CRDs"),
     ("no matches for kind", "NoKind", "the cluster does not know the kind; install the operator's CRDs"),
     ("was refused", "Unreachable", "the API server cannot be reached; is the cluster up, is the context right?"),
