@@ -1,4 +1,8 @@
-"""Work is done by one replica at a time: the one that holds the Lease. All replicas keep their caches up to date."""
+"""Work is done by one replica at a time: the one that holds the Lease. All replicas keep their caches up to date.
+
+A replica that loses the Lease, perhaps because the API server was away, stops its work and is a candidate again: what
+it knows is worth keeping, and it writes nothing without the Lease (`Election.leading` is asked before every write).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from rbg_operator.controller.metrics import Metrics
-from rbg_operator.kube.lease import Election, LeaseLost
+from rbg_operator.kube.lease import Election
 
 log = logging.getLogger(__name__)
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 def identity() -> str:
@@ -20,32 +27,29 @@ def identity() -> str:
     return f"{socket.gethostname()}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
 
 
-async def lead(election: Election, work: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
-    """Wait for the Lease, then work until cancelled; give the Lease back once the work has ended.
+async def lead(election: Election, work: Work, metrics: Metrics) -> None:
+    """Work whenever we hold the Lease, until cancelled; then give it back, once the work has ended.
 
-    Raises LeaseLost: the work was stopped, another replica may have begun.
+    Raises what ended the work, if it was not the loss of the Lease.
     """
-    await election.acquire()
-    log.info("this replica leads")
-    metrics.leader.set(1)
-    renewing = asyncio.create_task(election.hold())
-    working = asyncio.ensure_future(work())
-    try:
-        await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
+    while True:
+        await election.acquire()
+        log.info("this replica leads")
+        metrics.leader.set(1)
+        renewing, working = asyncio.create_task(election.hold()), asyncio.create_task(work())
         try:
-            await _end(working)  # while the Lease is still renewed
+            await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            metrics.leader.set(0)
-            lost = renewing.exception() if renewing.done() and not renewing.cancelled() else None
+            await _end(working)  # while the Lease is still renewed
             await _end(renewing)
-            if lost is None:
-                await election.release()
-    if lost is not None:
-        raise lost if isinstance(lost, LeaseLost) else LeaseLost(f"renewing failed: {lost!r}")
+            metrics.leader.set(0)
+            await election.release()  # does nothing if we do not hold it any more
+        if not working.cancelled():
+            working.result()
+        log.warning("this replica leads no longer: %s", renewing.exception())
 
 
-async def _end(task: asyncio.Future[None]) -> None:
-    """Cancel and wait; how it ended is the caller's to ask."""
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel it and wait for its end; how it ended is the caller's to ask."""
     task.cancel()
     await asyncio.wait({task})

@@ -18,11 +18,17 @@ def set_up(log_format: str, level: str) -> None:
     """Send the logging of this process, kopf's included, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """While the API server is away kopf tells every attempt of each of its watches; our informers tell it once."""
+    return not (record.name.startswith("kopf.") and "Request attempt #" in str(record.msg))
 
 
 class JsonFormatter(logging.Formatter):

@@ -20,7 +20,7 @@ FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. 0: ended as asked; 1: the Lease was lost or something failed; 2: cannot start so."""
+    """Run until SIGTERM or SIGINT. 0: ended as asked; 1: something failed; 2: cannot start like this."""
     options = parse_options(arguments)
     set_up(options.log_format, options.log_level)
     try:

@@ -27,10 +27,11 @@ from rbg_operator.plan.labels import FIELD_MANAGER
 
 log = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 4.0  # nothing is written any more if the Lease is lost meanwhile
+DRAIN_SECONDS = 1.5  # another replica may begin 2 s after this one has given the Lease up
 STOP_SECONDS = 9.0
 SILENT_SECONDS = 900.0  # watches end after 600 s at the latest, and bookmarks come about once a minute
 API_SECONDS = 30.0
+REPORTED_SECONDS = 2.0  # conflicts and hiccups pass sooner, nobody need know
 
 
 class Replica:
@@ -60,7 +61,7 @@ class Replica:
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until stop(). Raises LeaseLost, OSError (port), or what else made working impossible."""
+        """Work until stop(). Raises OSError (port is taken), or what else made working impossible."""
         options = self._options
         async with (
             self._client,
@@ -155,8 +156,9 @@ class Replica:
         kind = error.kind if isinstance(error, Retry) else type(error).__name__
         self.metrics.reconcile_errors.labels(key.kind, kind).inc()
         known = isinstance(error, Retry)
+        level = logging.ERROR if not known else logging.INFO if seconds > REPORTED_SECONDS else logging.DEBUG
         log.log(
-            logging.INFO if known else logging.ERROR,
+            level,
             "pass failed: %s",
             error if known else repr(error),
             extra={"key": key, "error": kind, "retry_seconds": round(seconds, 3)},
