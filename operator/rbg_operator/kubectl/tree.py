@@ -86,7 +86,8 @@ def _role_rows(role: RoleView, now: float) -> Iterator[Row]:
         yield Row(remark=role.message, indent=stem)
     if role.crash:
         yield Row(remark=f"{role.crashed_pod} {_crashed(role.crash, now)}", indent=stem)
-        yield from (Row(remark=line, indent=f"{stem}│ ") for line in role.crash.output)
+        if phase != "Ready":
+            yield from (Row(remark=line, indent=f"{stem}│ ") for line in role.crash.output)
     shown = _most_telling(role.pods)
     for pod in shown:
         is_last = pod is shown[-1] and len(shown) == len(role.pods)
