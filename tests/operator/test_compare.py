@@ -150,7 +150,7 @@ def _all_properties(node: Any) -> Iterator[Json]:
             yield from _all_properties(value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(manifests())
 def test_any_edit_of_any_field_is_seen(value: Json) -> None:
     """Every single text and number of a workload replaced by another."""

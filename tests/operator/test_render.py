@@ -446,7 +446,7 @@ def everything(found: Rendering) -> list[Json]:
     return objects
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(manifests())
 def test_any_group(value: Json) -> None:
     before = copy.deepcopy(value)
@@ -467,7 +467,7 @@ def test_any_group(value: Json) -> None:
     assert everything(render(parse_group(_reversed(value)), CONTEXT)) == everything(render(parse_group(value), CONTEXT))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(manifests())
 def test_variables_come_before_those_that_refer_to_them(value: Json) -> None:
     for one in render(parse_group(value), CONTEXT).roles.values():
