@@ -119,6 +119,7 @@ def test_surge_pods_come_before_old_ones_go() -> None:
     cluster = settled(one_role(2, maxSurge=1, maxUnavailable=0))
     cluster.set_image("a")
     assert least_ready(cluster) == 2
+    assert cluster.steps.count("event Ready") == 1
     assert knobs(cluster) == ["g-a x3", "g-a x2"]
 
 
@@ -173,12 +174,24 @@ def test_a_broken_pod_below_others_is_replaced_at_once() -> None:
     assert cluster.condition("Ready")[0] == "True"
 
 
+def test_what_is_broken_already_does_not_count_against_those_that_may_be_unavailable() -> None:
+    cluster = settled(one_role(5, maxUnavailable=3), ready_after=lambda pod: 10.0)
+    cluster.unready_pod("g-a-0", NEVER)
+    cluster.set_image("a")
+    cluster.settle(1.0)
+    assert knobs(cluster) == ["g-a x5", "delete Pod g-a-0", "delete Pod g-a-3"]  # the controller took 4
+    cluster.settle()
+    assert cluster.condition("Ready")[0] == "True"
+
+
 def test_undoing_an_edit_of_roles_that_were_held_touches_no_pod_of_theirs() -> None:
     cluster = settled(epd())
     routers = dict.fromkeys(pod.uid for pod in cluster.role_pods(ROUTER))
     broken(cluster, ENCODER, ROUTER)
+    cluster.take()
     cluster.set_image(ENCODER, ROUTER, image="v1")
     cluster.settle()
+    assert knobs(cluster) == ["g-encoder x2", "g-router x1"]
     assert [pod.uid for pod in cluster.role_pods(ROUTER)] == list(routers)
     assert cluster.condition("Ready")[0] == "True"
 
@@ -253,6 +266,33 @@ def test_deployments_are_paused_while_they_are_held() -> None:
     assert cluster.condition("Ready")[0] == "True"
 
 
+def test_a_deployment_holds_others_until_its_new_pods_are_ready() -> None:
+    kind = {"workload": {"apiVersion": "apps/v1", "kind": "Deployment"}}
+    spec = manifest(role("a", "serve", replicas=2, image="v1") | kind, role("b", "serve", after=("a",), image="v1"))
+    cluster = settled(spec, ready_after=lambda pod: 10.0)
+    old = {name: revisions(cluster, name)[0] for name in ("a", "b")}
+    cluster.set_image("a", "b")
+
+    def watch() -> None:
+        done = [old["a"] not in pod.labels.values() and pod.is_ready(cluster.now) for pod in cluster.role_pods("a")]
+        assert revisions(cluster, "b") == [old["b"]] or (all(done) and len(done) == 2)
+
+    cluster.settle(watch=watch)
+    assert cluster.condition("Ready")[0] == "True"
+    assert old["b"] not in revisions(cluster, "b")
+
+
+def test_a_deployment_ahead_of_those_it_is_coordinated_with_is_paused() -> None:
+    spec = coordinated("25%", 4, 8)
+    spec["spec"]["roles"][1]["workload"] = {"apiVersion": "apps/v1", "kind": "Deployment"}
+    cluster = settled(spec)
+    old = revisions(cluster, "d")[0]
+    broken(cluster, "p")
+    cluster.set_image("d", image="v2")
+    cluster.settle()
+    assert sum(revision != old for revision in revisions(cluster, "d")) == 2
+
+
 def test_workers_follow_their_leader() -> None:
     cluster = settled(manifest(role("a", "serve", replicas=2, image="v1") | {"leaderWorkerSet": {"size": 3}}))
     seen: list[set[str]] = []
@@ -268,7 +308,10 @@ def test_workers_follow_their_leader() -> None:
     mixed = [pods for pods in seen if len({pod.partition("=")[2] for pod in pods}) == 2]
     assert mixed  # instance 1 was replaced before instance 0
     steps = knobs(cluster)
-    assert steps.index("g-a-1 x2") < steps.index("g-a-0 x2")
+    first, second = steps.index("g-a-1 x2"), steps.index("g-a-0 x2")
+    assert first < second
+    assert not [step for step in steps[:first] if step.startswith("delete")]
+    assert not [step for step in steps[first:second] if step.startswith("delete Pod g-a-0")]
 
 
 def test_a_role_that_becomes_multi_node_is_made_anew() -> None:

@@ -68,7 +68,9 @@ def test_the_same_manifest_again_leaves_a_scaled_role_alone_and_a_changed_number
     assert len(cluster.role_pods("a")) == 5
     cluster.scale("a", 3)
     cluster.settle()
-    assert f"apply {ADAPTER} g-a x3" in cluster.take()
+    steps = cluster.take()
+    assert f"apply {ADAPTER} g-a x3" in steps
+    assert [step for step in steps if "StatefulSet" in step] == ["apply StatefulSet g-a x3"]
     assert len(cluster.role_pods("a")) == 3
     kubectl_scale(cluster, 4)
     cluster.settle()
