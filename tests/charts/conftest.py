@@ -1,4 +1,4 @@
-"""helm for the chart's tests: found, or built like the programs of the control plane."""
+"""helm for the chart's tests: found, or built, like the programs of the control plane."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from charts import CHART, NAMESPACE
 from tests.cluster import programs
 
 Json: TypeAlias = dict[str, Any]
+HELM = (programs.HELM,)
+BUILD_FAILURE = pytest.StashKey[str]()
 HELM_SECONDS = 180
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the definitions are long
 
@@ -57,13 +59,23 @@ class Helm:
         return documents(self._rendered[arguments])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build helm if a collected test needs it, outside of every test's own time limit."""
+    wanted = any("helm" in getattr(item, "fixturenames", ()) for item in session.items)
+    if session.config.option.collectonly or not wanted or programs.obstacle(HELM):
+        return
+    with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        try:
+            programs.build(HELM, say=lambda line: print(line, flush=True))
+        except (programs.ClusterError, TimeoutError) as error:
+            session.config.stash[BUILD_FAILURE] = str(error)
+
+
 @pytest.fixture(scope="session")
-def helm(cluster_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """The helm of tests/cluster; building it takes a minute or two, once."""
-    try:
-        programs.build([programs.HELM])
-    except programs.ClusterError as error:
+def helm(cluster_programs: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """helm; where it cannot be had tests are skipped, or fail where none may be (CI)."""
+    if problem := request.config.stash.get(BUILD_FAILURE, None) or programs.obstacle(HELM):
         if os.environ.get("CI") or os.environ.get("RBG_REQUIRE_CLUSTER"):
-            pytest.fail(f"needs helm: {error}", pytrace=False)
-        pytest.skip(f"needs helm: {error}")
+            pytest.fail(f"needs helm: {problem}", pytrace=False)
+        pytest.skip(f"needs helm: {problem}")
     return Helm(programs.path_of(programs.HELM), tmp_path_factory.mktemp("helm"))
