@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from custom_resources import API_VERSION, Json, install
@@ -333,6 +334,21 @@ def test_logs_follow_new_lines_and_new_pods(plugin: Plugin) -> None:
         _write_until(plugin, "first", lambda: any("encoder-0 │ first" in line for line in lines))
         plugin.control_plane.kubectl("scale", "-n", plugin.namespace, "statefulset/vl-encoder", "--replicas=2")
         _write_until(plugin, "second", lambda: any("encoder-1 │ second" in line for line in lines))
+
+
+def test_logs_end_with_their_readers_when_terminated(plugin: Plugin) -> None:
+    group = plugin.group("vl", ENCODER)
+    plugin.workload(group, "encoder")
+    wait_for(lambda: plugin.pods_ready(1), SECONDS)
+    with started(plugin, "logs vl -f --tail 0") as process:
+        readers = wait_for(lambda: _readers(process.pid), SECONDS)
+        process.terminate()
+        process.wait(SECONDS)
+        assert psutil.wait_procs(readers, timeout=SECONDS)[1] == []
+
+
+def _readers(pid: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(pid).children() if "logs" in child.cmdline()]
 
 
 def test_logs_go_on_after_the_api_server_was_away(plugin: Plugin) -> None:

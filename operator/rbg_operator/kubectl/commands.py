@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import time
 from collections import deque
@@ -177,9 +178,12 @@ def logs(kubectl: Kubectl, arguments: argparse.Namespace) -> int:
     group = cluster.get_group(kubectl, arguments.name)
     if arguments.role:
         edits.check_roles(group, [arguments.role])
-    show = use_colour(sys.stdout)
-    reader = Logs(
-        kubectl, arguments.name, arguments.role, arguments.tail, show, lambda line: print(line, flush=arguments.follow)
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: every kubectl logs is ended too
+    colour = use_colour(sys.stdout)
+
+    def show(line: str) -> None:
+        print(line, flush=arguments.follow)
+
+    reader = Logs(kubectl, arguments.name, arguments.role, arguments.tail, colour, show)
     asyncio.run(reader.follow() if arguments.follow else reader.once())
     return 0

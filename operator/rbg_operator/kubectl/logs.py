@@ -105,7 +105,11 @@ class Logs:
             async with limit, asyncio.timeout(READ_SECONDS), contextlib.aclosing(self._stream(source)) as stream:
                 return [(time, self._prefixes.of(source) + line) async for time, line in stream]
 
-        printed = await asyncio.gather(*(read(source) for source in found))
+        try:
+            printed = await asyncio.gather(*(read(source) for source in found))
+        except TimeoutError as error:
+            message = f"the logs could not be read within {READ_SECONDS:g} s; ask for fewer lines with --tail"
+            raise KubectlError(message, "Timeout") from error
         for _, line in sorted((item for items in printed for item in items), key=lambda item: item[0]):
             self._show(line)
 

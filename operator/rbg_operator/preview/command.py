@@ -12,7 +12,7 @@ from typing import Any
 from rbg_operator.api.documents import Json, load_manifest
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.api.parse import parse_group
-from rbg_operator.api.problems import ManifestError
+from rbg_operator.api.problems import ManifestError, Problem
 from rbg_operator.kubectl.changes import as_yaml
 from rbg_operator.kubectl.kubectl import Kubectl
 from rbg_operator.kubectl.read import mapping, text
@@ -28,6 +28,7 @@ from rbg_operator.preview.live import after_apply, read_cluster, taken
 from rbg_operator.preview.report import counted, difference_text, plan_text
 
 EVERYTHING = Context(kinds=frozenset((LEADER_WORKER_SET, POD_GROUP, VOLCANO_POD_GROUP)))
+MAX_PODS = 2_000
 NO_UID = "00000000-0000-0000-0000-000000000000"  # of a group that no cluster holds yet
 SERVER_FIELDS = ("uid", "generation", "resourceVersion", "creationTimestamp", "managedFields")
 
@@ -70,6 +71,9 @@ def _against_cluster(manifest: Json, arguments: argparse.Namespace) -> int:
 
 
 def _rendered(group: RoleBasedGroup, context: Context) -> Rendering:
+    pods = sum(role.replicas * role.size for role in group.roles)
+    if pods > MAX_PODS:
+        raise ManifestError([Problem("spec.roles", f"ask for {pods:,} pods; rbg plan looks ahead for {MAX_PODS:,}")])
     rendering = render(group, context)
     if rendering.problems:
         raise ManifestError(rendering.problems)
