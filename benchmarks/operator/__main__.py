@@ -37,7 +37,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, default=0.0, help="seconds to count requests at rest in the end")
     parser.add_argument("--deadline", type=float, default=900.0, help="seconds for each of the two phases")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    parser.add_argument("--log", type=Path, help="where the operator logs (default: a temporary file)")
+    parser.add_argument("--log", type=Path, help="folder for the log of the operator (default: a temporary one)")
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ async def phase(
 ) -> Figures:  # fmt: skip
     """One phase: load, wait, what it cost the operator per group."""
     print(f"{name}: {arguments.groups} groups at {arguments.rate:g}/s", flush=True)
-    mark, cpu = operator._control_plane.audit_mark(), operator.cpu_seconds()
+    mark, cpu = operator.control_plane.audit_mark(), operator.cpu_seconds()
     await paced(arguments.groups, arguments.rate, act)
     await until_all(load.lives, done, arguments.deadline)
     await asyncio.to_thread(settle, operator, mark)
@@ -117,26 +117,21 @@ async def measure(arguments: argparse.Namespace, plane: planes.ControlPlane, ope
 def main() -> None:
     """Run and print."""
     arguments = options()
-    log = arguments.log or Path(tempfile.mkstemp(prefix="rbg-operator-", suffix=".log")[1])
     flags = {"kube-controller-manager": ["--concurrent-statefulset-syncs=30"]}
-    with planes.up(f"bench-{time.time_ns()}", nodes=10, qps=2000, flags=flags) as plane:
+    with (
+        planes.up(f"bench-{time.time_ns()}", nodes=10, qps=2000, flags=flags) as plane,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         install(plane)
         plane.make_namespace(NAMESPACE)
-        operator = Operator(plane, log)
-        try:
+        with Operator(plane, arguments.log or Path(folder)) as operator:
             figures = asyncio.run(measure(arguments, plane, operator))
-        finally:
-            operator.stop()
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:10.3f}")
     if arguments.output:
-        arguments.output.write_text(
-            json.dumps(
-                {"options": vars(arguments) | {"output": str(arguments.output), "log": str(log)}, "figures": figures},
-                indent=2,
-            )
-        )
+        settings = {key: value for key, value in vars(arguments).items() if not isinstance(value, Path)}
+        arguments.output.write_text(json.dumps({"options": settings, "figures": figures}, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ written by the clock, not by what happens to groups.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 from collections.abc import Callable
@@ -96,7 +97,8 @@ async def _pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.
     headers = {key: value for key, value in answer.headers.items() if key.lower() not in HOP_HEADERS}
     response = web.StreamResponse(status=answer.status, headers=headers)
     await response.prepare(request)
-    async for chunk in answer.content.iter_any():
-        await response.write(chunk)
-    await response.write_eof()
+    with contextlib.suppress(aiohttp.ClientError, ConnectionError):  # either side may be killed in the middle
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
     return response
