@@ -61,8 +61,8 @@ def test_mistakes_are_named() -> None:
     assert "cannot read the manifest" in run("rbg_operator.cli", "plan", "-f", "/no/such/file", code=1)
     sidecar = manifest({**role("a", image="i"), "engineRuntimes": [{"profileName": "none"}]})
     assert "none" in run("rbg_operator.cli", "plan", "-f", "-", code=1, stdin=json.dumps(sidecar))
-    many = json.dumps(manifest(role("a", image="i", replicas=10**8)))
-    assert "100,000,000 pods" in run("rbg_operator.cli", "plan", "-f", "-", code=1, stdin=many)
+    many = json.dumps(manifest(role("a", image="i", replicas=5_000)))
+    assert "5,000 pods" in run("rbg_operator.cli", "plan", "-f", "-", code=1, stdin=many)
 
 
 class Cluster:
