@@ -24,7 +24,7 @@ from rbg_operator.kube.resources import Resource
 log = logging.getLogger(__name__)
 
 SERVER_SECONDS = 300
-SILENT_SECONDS = 120.0  # bookmarks come about once a minute
+SILENT_SECONDS = 180.0  # bookmarks come once a minute; the first one of a quiet kind after two
 CONNECT_SECONDS = 10.0
 CONNECTIONS = 1024  # one for each kind and namespace
 PAGE = 500

@@ -42,7 +42,7 @@ def wanted_objects(rendering: Rendering, decided: Decisions) -> dict[ObjectKey, 
 
 
 def _workloads(one: ObservedRole, rollout: Rollout, owned: Mapping[ObjectKey, Live]) -> list[Wanted]:
-    main = with_knobs(one.rendered, rollout.knobs)
+    main = with_knobs(one.rendered, rollout.knobs, one.workload.live if one.workload else None)
     workers = wanted_workers(one, rollout.knobs.replicas, owned)
     is_free = clashing_kind(one, owned) is None
     return [Wanted(main, one.name, is_free), *(Wanted(body, one.name, is_free and may) for body, may in workers)]

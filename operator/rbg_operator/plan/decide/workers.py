@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from rbg_operator.api.documents import Json
 from rbg_operator.plan import labels
 from rbg_operator.plan.decide import pods as facts
-from rbg_operator.plan.decide.owned import key_of
 from rbg_operator.plan.decide.roles import ObservedRole
 from rbg_operator.plan.decide.workload import read_workload
 from rbg_operator.plan.observed import Live, ObjectKey, Pod
@@ -23,8 +22,8 @@ def wanted_workers(one: ObservedRole, replicas: int, owned: Mapping[ObjectKey, L
         return []
     found = []
     for ordinal in range(replicas):
-        workers = workers_of(one.rendered, ordinal)
-        found.append((workers, _may_follow(one, ordinal, owned.get(key_of(workers)))))
+        live = owned.get(("StatefulSet", f"{one.rendered.workload['metadata']['name']}-{ordinal}"))
+        found.append((workers_of(one.rendered, ordinal, live), _may_follow(one, ordinal, live)))
     return found
 
 
