@@ -25,46 +25,46 @@ DEPENDENCIES: dict[str, list[str]] = {
 }
 
 
-class _Wire(msgspec.Struct, rename="camel"):
+class _Wire(msgspec.Struct, rename="camel", frozen=True):
     """Only what is measured is decoded."""
 
 
-class _Container(_Wire):
+class _Container(_Wire, frozen=True):
     image: str = ""
 
 
-class _PodSpec(_Wire):
-    containers: list[_Container] = []
+class _PodSpec(_Wire, frozen=True):
+    containers: tuple[_Container, ...] = ()
 
 
-class _Template(_Wire):
+class _Template(_Wire, frozen=True):
     spec: _PodSpec = _PodSpec()
 
 
-class _WorkloadSpec(_Wire):
+class _WorkloadSpec(_Wire, frozen=True):
     template: _Template = _Template()
 
 
-class _Workload(_Wire):
+class _Workload(_Wire, frozen=True):
     metadata: Metadata
     spec: _WorkloadSpec
 
 
-class _Conditions(_Wire):
-    conditions: list[Condition] = []
+class _Conditions(_Wire, frozen=True):
+    conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
 
     def ready(self) -> bool:
         return any(condition.type == "Ready" and condition.status == "True" for condition in self.conditions)
 
 
-class _EncoderPod(_Wire):
+class _EncoderPod(_Wire, frozen=True):
     metadata: Metadata
     spec: _PodSpec
     status: _Conditions = _Conditions()
 
 
-class _Group(_Wire):
+class _Group(_Wire, frozen=True):
     metadata: Metadata
     status: _Conditions = _Conditions()
 

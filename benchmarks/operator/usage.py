@@ -32,7 +32,7 @@ class Operator:
         kubeconfig = control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
         self.control_plane = control_plane
         self._user = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
-        command = ("--lease-namespace", NAMESPACE, "--log-level", "warning")
+        command = ("--lease-namespace", NAMESPACE)
         self.process = OperatorProcess(kubeconfig, folder, *command)
 
     def __enter__(self) -> Self:

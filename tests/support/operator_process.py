@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from operated_groups import until
+from tests.support.operated_groups import until
 
 Json = dict[str, Any]
 START_SECONDS = 60.0
