@@ -86,9 +86,7 @@ def test_kind_from_flags(command: list[str], kind: RoleKind) -> None:
 
 def test_kind_from_label_wins() -> None:
     for where in ("labels", "annotations"):
-        assert (
-            role_kind(group({**role("a", "s", "--encoder-only"), where: {ROLE_KIND: "router"}}).roles[0]) == "router"
-        )
+        assert role_kind(group({**role("a", "s", "--encoder-only"), where: {ROLE_KIND: "router"}}).roles[0]) == "router"
     assert role_kind(group({**role("a", "s", "--encoder-only"), "labels": {ROLE_KIND: "?"}}).roles[0]) == "encoder"
 
 
