@@ -6,12 +6,14 @@ once, so a pass never reads what is older than its own work.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from rbg_operator.controller.news import SOON, adapter_news, object_news, pod_news, workload_news
 from rbg_operator.controller.objects import Custom, Key, custom, group_index, live, same_metadata, set_index
 from rbg_operator.kube.client import Client
 from rbg_operator.kube.informer import Informer
@@ -31,7 +33,7 @@ from rbg_operator.kube.resources import (
     VOLCANO_POD_GROUP,
     Resource,
 )
-from rbg_operator.kube.store import Store
+from rbg_operator.kube.store import OnChange, Store
 from rbg_operator.plan import rendering
 from rbg_operator.plan.labels import GROUP_NAME, GROUP_REVISION
 from rbg_operator.plan.observed import Live, ObjectKey, Pod
@@ -47,15 +49,20 @@ OPTIONAL_KINDS = {
     VOLCANO_POD_GROUP: rendering.VOLCANO_POD_GROUP,
 }
 """Kinds that not every cluster serves, and how rendering calls them."""
+WORKLOAD_KINDS = frozenset({STATEFUL_SET.kind, DEPLOYMENT.kind, LEADER_WORKER_SET.kind})
 GROUP = ROLE_BASED_GROUP.kind
 GROUP_SET = ROLE_BASED_GROUP_SET.kind
 ADAPTER = SCALING_ADAPTER.kind
+
+OWN_SECONDS = 0.01  # after a change of a group itself: a user waits
+
+T = TypeVar("T", Live, Pod)
 
 
 class Cache:
     """Stores by kind; what belongs to a group is found by its label."""
 
-    def __init__(self, client: Client, namespaces: Sequence[str], enqueue: Callable[[Key], None]) -> None:
+    def __init__(self, client: Client, namespaces: Sequence[str], enqueue: Callable[[Key, float], None]) -> None:
         self._client = client
         self._namespaces = namespaces
         self._enqueue = enqueue
@@ -64,9 +71,15 @@ class Cache:
         self.groups: Store[Custom] = Store(self._on_group, set_index)
         self.sets: Store[Custom] = Store(self._on_set)
         self.profiles: Store[Custom] = Store(self._on_profile)
-        self.adapters: Store[Live] = Store(self._on_child, group_index)
+        self.adapters: Store[Live] = Store(self._child(adapter_news), group_index)
         self.pods = Informer(
-            client, POD, Pod, on_change=self._on_child, selector=GROUP_NAME, namespaces=namespaces, index=group_index
+            client,
+            POD,
+            Pod,
+            on_change=self._child(pod_news),
+            selector=GROUP_NAME,
+            namespaces=namespaces,
+            index=group_index,
         )
         self.informers: dict[Resource, Informer[Live]] = {}
         for resource in OBJECT_KINDS:
@@ -80,7 +93,7 @@ class Cache:
             self._client,
             resource,
             Live,
-            on_change=self._on_child,
+            on_change=self._child(workload_news if resource.kind in WORKLOAD_KINDS else object_news),
             selector=GROUP_REVISION if revisions else GROUP_NAME,
             namespaces=self._namespaces,
             index=group_index,
@@ -129,22 +142,29 @@ class Cache:
 
     def put_custom(self, written: Custom) -> None:
         """The answer to our own write of a group or set: only what others changed meanwhile enqueues it."""
-        self._writing = True
-        try:
-            store = self.store_of(written.kind)
+        store = self.store_of(written.kind)
+        with self._quietly():
             if written.metadata.deletion_timestamp and not written.metadata.finalizers:
                 store.delete(written)
             else:
                 store.put(written)
-        finally:
-            self._writing = False
 
     def put_written(self, resource: Resource, written: Live | Custom) -> None:
         """The answer to our own write of what a group or a set owns."""
         if isinstance(written, Custom) or resource is SCALING_ADAPTER:
             self.store_of(resource.kind).put(written)
         else:
-            self.informers[resource].put_written(written)
+            with self._quietly():
+                self.informers[resource].put_written(written)
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Our own work is no news: whoever wrote looks again by itself."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
 
     def silent_seconds(self) -> dict[str, float]:
         """Since when each informer heard nothing, by plural."""
@@ -163,9 +183,9 @@ class Cache:
         is_news = old is None or new is None or not self._nothing_new(old, new)
         for group in (old, new):
             if group is not None and is_news:
-                self._enqueue(group.key)
+                self._enqueue(group.key, OWN_SECONDS)
             if group is not None and (owner := set_index(group)):
-                self._enqueue(Key(GROUP_SET, *owner))  # also for our own writes: a set counts the groups that are ready
+                self._enqueue(Key(GROUP_SET, *owner), SOON)  # for our own writes too: it counts ready groups
 
     def _nothing_new(self, old: Custom, new: Custom) -> bool:
         """Whether a change of a group or set is no more than our own write (finalizers, status), or nothing at all."""
@@ -179,7 +199,7 @@ class Cache:
         if old is not None and new is not None and self._nothing_new(old, new):
             return
         for found in {item.key for item in (old, new) if item is not None}:
-            self._enqueue(found)
+            self._enqueue(found, OWN_SECONDS)
 
     def _on_profile(self, old: Custom | None, new: Custom | None) -> None:
         if old is not None and new is not None and old.spec == new.spec:
@@ -188,24 +208,20 @@ class Cache:
         names = {profile.metadata.name for profile in (old, new) if profile is not None}
         for group in self.groups:
             if names & used_profiles(group.spec):
-                self._enqueue(group.key)
+                self._enqueue(group.key, OWN_SECONDS)
 
-    def _on_child(self, old: Live | Pod | None, new: Live | Pod | None) -> None:
-        if old is not None and new is not None and _same(old, new):
-            return
-        for index in {group_index(item) for item in (old, new) if item is not None}:
-            if index is not None:
-                self._enqueue(Key(GROUP, *index))
+    def _child(self, news: Callable[[T | None, T | None], float | None]) -> OnChange[T]:
+        """What to do when an object of a group changes."""
 
+        def on_change(old: T | None, new: T | None) -> None:
+            seconds = None if self._writing else news(old, new)
+            if seconds is None:
+                return
+            for index in {group_index(item) for item in (old, new) if item is not None}:
+                if index is not None:
+                    self._enqueue(Key(GROUP, *index), seconds)
 
-def _same(old: Live | Pod, new: Live | Pod) -> bool:
-    if isinstance(old, Pod) and isinstance(new, Pod):
-        same = old.spec == new.spec and old.status == new.status
-    elif isinstance(old, Live) and isinstance(new, Live):
-        same = all(bytes(getattr(old, part)) == bytes(getattr(new, part)) for part in ("spec", "data", "status"))
-    else:
-        return False
-    return same and same_metadata(old.metadata, new.metadata)
+        return on_change
 
 
 def used_profiles(spec: Any) -> set[str]:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 MAX_ROUNDS = 50  # each but the last has learned of an object that is foreign or refused
 CONFIRMED_SECONDS = 30.0
+VERIFY_SECONDS = 1.0  # after writing, in case nothing is heard: does it stand as it was meant?
 
 
 class Reconciler:
@@ -61,8 +62,9 @@ class Reconciler:
             plan = self._planners[key.kind].plan(target, memory)
             await self._confirm(plan, target, memory)
             if not await self._executor.run(plan, target, memory):
-                memory.finish({step.key for step in plan.steps if isinstance(step, Apply)})
-                return plan.look_again
+                applied = {step.key for step in plan.steps if isinstance(step, Apply)}
+                memory.finish(applied)
+                return earliest(plan.look_again, VERIFY_SECONDS if applied - memory.refused.keys() else None)
             current = self._target(key)
             if current is None or current.metadata.uid != target.metadata.uid:
                 raise Gone

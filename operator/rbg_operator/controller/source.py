@@ -128,6 +128,16 @@ def _register(registry: kopf.OperatorRegistry, resource: Resource, on_event: OnE
         on_event(resource.kind, event["type"], dict(event["object"]))
 
 
+class _NoMemory(kopf.AnnotationsDiffBaseStorage):
+    """kopf compares every object with its last state, of which it copies all; nobody here asks for that."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.process.ultimate_exiting_timeout = None  # it would kill us long after kopf was started again
@@ -141,6 +151,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = CONNECT_SECONDS
     settings.networking.error_backoffs = (0.2, 0.5, 1, 2)
+    settings.persistence.diffbase_storage = _NoMemory()
     settings.queueing.idle_timeout = 1.0
     settings.queueing.exit_timeout = 0.5
     return settings

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
-COALESCE_SECONDS = 0.015  # events come in bursts; a pass for each would only find the same
+LEAST_SECONDS = 0.02  # between two passes that nothing but the first has asked for
 SLOTS = 16
 PATIENCE_SECONDS = 3.0
 
@@ -58,7 +58,7 @@ class WorkQueue(Generic[K]):
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, key: K, after: float = COALESCE_SECONDS) -> None:
+    def add(self, key: K, after: float = 0.0) -> None:
         """Work on the key after so many seconds, or earlier if that was asked for already."""
         self.schedule.add(key, time.monotonic() + after)
         self._changed.set()
@@ -97,7 +97,7 @@ class WorkQueue(Generic[K]):
             now = time.monotonic()
             self.schedule.done(key, now, settled=done.settled, hold_until=hold)
         if done.look_again is not None:
-            self.schedule.add(key, now + max(done.look_again, COALESCE_SECONDS))
+            self.schedule.add(key, now + max(done.look_again, LEAST_SECONDS))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
