@@ -22,6 +22,7 @@ from custom_resources import API_VERSION, Json, install
 from rbg_operator.kubectl import cluster
 from rbg_operator.kubectl.kubectl import Kubectl, KubectlError
 from rbg_operator.plan import labels
+from tests.cluster import control_plane as clusters
 from tests.cluster import programs
 from tests.cluster.control_plane import ControlPlane
 from tests.operator.conftest import wait_for
@@ -128,6 +129,19 @@ def custom_resources(control_plane: ControlPlane) -> ControlPlane:
 @pytest.fixture
 def plugin(custom_resources: ControlPlane, namespace: str, tmp_path: Path) -> Plugin:
     return Plugin(custom_resources, namespace, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def own_control_plane(cluster_programs: None) -> Iterator[ControlPlane]:
+    """One that a test may restart: the controllers of the shared one would be slow for the tests after it."""
+    with clusters.up(f"plugin-{os.getpid()}", nodes=1) as running:
+        install(running)
+        yield running
+
+
+@pytest.fixture
+def restartable(own_control_plane: ControlPlane, tmp_path: Path) -> Plugin:
+    return Plugin(own_control_plane, "default", tmp_path)
 
 
 ENCODER, PREFILL = spec_role("encoder", replicas=2), spec_role("prefill", "encoder")
@@ -283,7 +297,8 @@ def test_rollout_status_waits_for_the_present_generation(plugin: Plugin) -> None
         assert wait.wait(SECONDS) == 0
 
 
-def test_rollout_status_outlives_an_api_server_that_restarts(plugin: Plugin) -> None:
+def test_rollout_status_outlives_an_api_server_that_restarts(restartable: Plugin) -> None:
+    plugin = restartable
     plugin.group("vl", ENCODER)
     plugin.status("vl", WAITING)
     with started(plugin, "rollout status vl") as wait:
@@ -348,14 +363,20 @@ def test_logs_end_with_their_readers_when_terminated(plugin: Plugin) -> None:
 
 
 def _readers(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if "logs" in child.cmdline()]
+    """The children that run kubectl logs."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # it ended since
+            found += [child] if "logs" in child.cmdline() else []
+    return found
 
 
-def test_logs_go_on_after_the_api_server_was_away(plugin: Plugin) -> None:
-    group = plugin.group("vl", ENCODER)
+def test_logs_go_on_after_the_api_server_was_away(restartable: Plugin) -> None:
+    plugin = restartable
+    group = plugin.group("logged", ENCODER)
     plugin.workload(group, "encoder")
     wait_for(lambda: plugin.pods_ready(1), SECONDS)
-    with following(plugin, "logs vl -f --tail 0") as lines:
+    with following(plugin, "logs logged -f --tail 0") as lines:
         _write_until(plugin, "before", lambda: any("before" in line for line in lines))
         plugin.control_plane.restart("kube-apiserver")
         _write_until(plugin, "after", lambda: any("after" in line for line in lines))
