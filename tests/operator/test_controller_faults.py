@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,36 +99,45 @@ def test_a_replica_that_loses_the_lease_stops_working(groups: Groups, replica: C
         groups.wait_ready("g")
 
 
-def test_an_operator_without_its_definitions_waits_for_them(
-    cluster_programs: None, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """And an API server that goes away in the middle of everything costs time, nothing else."""
-    with clusters.up("controller-faults", nodes=1) as cluster:
-        cluster.make_namespace("ours")
-        groups = Groups(cluster, "ours")
-        with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "ours", wait=False) as operator:
-            until(lambda: operator.logged("the cluster has no "), "it does not say what is missing")
-            assert operator.ask("/readyz")[0] == 503
-            assert operator.ask("/healthz")[0] == 200
-            install(cluster)
-            groups.apply(epd())
-            groups.wait_ready("g")
+@pytest.fixture(scope="module")
+def own_cluster(cluster_programs: None) -> Iterator[ControlPlane]:
+    """A control plane of which nobody else needs anything."""
+    with clusters.up(f"controller-faults-{os.getpid()}", nodes=1) as running:
+        running.make_namespace("ours")
+        yield running
 
-            for number in range(4):
-                groups.apply(epd(f"more-{number}"))
-            cluster.restart("kube-apiserver", grace=0)
-            for number in range(4):
-                groups.wait_ready(f"more-{number}", 60)
-            cluster.pause("kube-apiserver")
-            time.sleep(1)
-            cluster.resume("kube-apiserver")
-            edit_image(groups, "g", 1, "example/prefill:2")
-            groups.wait_ready("g", 60)
-            assert [image_of(pod) for pod in groups.pods("prefill") if "g-prefill" in pod["metadata"]["name"]] == [
-                "example/prefill:2"
-            ]
-            groups.delete("g")
-            until(lambda: not groups.get("g"), "the group is still there", 60)
+
+def test_an_operator_without_its_definitions_waits_for_them(own_cluster: ControlPlane, tmp_path: Path) -> None:
+    groups = Groups(own_cluster, "ours")
+    with OperatorProcess(own_cluster.kubeconfig, tmp_path, "--lease-namespace", "ours", wait=False) as operator:
+        until(lambda: operator.logged("the cluster has no "), "it does not say what is missing")
+        assert operator.ask("/readyz")[0] == 503
+        assert operator.ask("/healthz")[0] == 200
+        install(own_cluster)
+        groups.apply(epd("late"))
+        groups.wait_ready("late")
+        groups.delete("late")
+        until(lambda: not groups.get("late"), "the group is still there")
+
+
+def test_an_api_server_that_goes_away_costs_time_and_nothing_else(own_cluster: ControlPlane, tmp_path: Path) -> None:
+    install(own_cluster)
+    groups = Groups(own_cluster, "ours")
+    with OperatorProcess(own_cluster.kubeconfig, tmp_path, "--lease-namespace", "ours") as operator:
+        for number in range(4):
+            groups.apply(epd(f"g-{number}"))
+        own_cluster.restart("kube-apiserver", grace=0)
+        for number in range(4):
+            groups.wait_ready(f"g-{number}")
+        own_cluster.pause("kube-apiserver")
+        time.sleep(1)
+        own_cluster.resume("kube-apiserver")
+        edit_image(groups, "g-0", 1, "example/prefill:2")
+        groups.wait_ready("g-0")
+        images = {pod["metadata"]["name"]: image_of(pod) for pod in groups.pods("prefill")}
+        assert images["g-0-prefill-0"] == "example/prefill:2"
+        assert images["g-1-prefill-0"] == "example/prefill:1"
+        assert operator.process.poll() is None
 
 
 async def test_writes_that_fail_are_done_later(cluster: ControlPlane, namespace: str, tmp_path: Path) -> None:
