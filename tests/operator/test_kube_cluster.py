@@ -18,7 +18,7 @@ from rbg_operator.kube.client import Client
 from rbg_operator.kube.errors import ApiError
 from rbg_operator.kube.informer import Informer
 from rbg_operator.kube.kubeconfig import from_files, load
-from rbg_operator.kube.resources import CONFIG_MAP, POD, POD_GROUP, STATEFUL_SET
+from rbg_operator.kube.resources import CONFIG_MAP, POD, STATEFUL_SET, Resource
 from tests.cluster.control_plane import ControlPlane
 
 SECONDS = 60.0
@@ -152,9 +152,10 @@ async def test_metadata_only(client: Client, namespace: str) -> None:
 async def test_discovery(client: Client) -> None:
     assert {"Deployment", "StatefulSet", "ControllerRevision"} <= await client.discover("apps/v1")
     assert "Scale" not in await client.discover("apps/v1")
-    assert await client.discover(POD_GROUP.api_version) == frozenset()
+    nobody = Resource("nobody.example.org/v1", "Nothing", "nothings")
+    assert await client.discover(nobody.api_version) == frozenset()
     with pytest.raises(ApiError) as missing:
-        async for _ in client.list_pages(POD_GROUP, None, Map):
+        async for _ in client.list_pages(nobody, None, Map):
             pass
     assert missing.value.status == 404
 
