@@ -161,10 +161,14 @@ def gangs_and_leaders(control_plane: ControlPlane, groups: Groups) -> None:
 
 
 def repaired(control_plane: ControlPlane, groups: Groups) -> None:
-    """The discovery ConfigMap is deleted by a user and comes back."""
-    path = f"/api/v1/namespaces/{groups.namespace}/configmaps/g"
-    groups.request("DELETE", path)
-    until(lambda: groups.object(path), "the ConfigMap does not come back")
+    """The discovery ConfigMap is deleted by a user and comes back; one that only looks like ours goes."""
+    path = f"/api/v1/namespaces/{groups.namespace}/configmaps"
+    metadata = groups.core("configmaps", "g")["metadata"]
+    kept = {key: metadata[key] for key in ("labels", "ownerReferences")}
+    groups.request("POST", path, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**kept, "name": "stray"}})
+    groups.request("DELETE", f"{path}/g")
+    until(lambda: groups.core("configmaps", "g"), "the ConfigMap does not come back")
+    until(lambda: not groups.core("configmaps", "stray"), "what nobody wants stays")
 
 
 def sets(control_plane: ControlPlane, groups: Groups) -> None:
