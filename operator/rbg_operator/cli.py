@@ -105,7 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return commands[arguments.command](arguments)
     except ManifestError as error:
-        print(f"rbg: {arguments.file} cannot be used:\n{error}", file=sys.stderr)
+        source = "standard input" if arguments.file == "-" else arguments.file
+        print(f"rbg: {source} cannot be used:\n{error}", file=sys.stderr)
     except (LocalError, KubectlError) as error:
         print(f"rbg: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output left, as head does
