@@ -15,7 +15,7 @@ after an AbortRequest nothing more need come. All times are seconds of time.time
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,13 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     end: float
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must look like: any JSON value, JSON of a schema, a regular expression, or a GBNF grammar."""
+
+    kind: Literal["json", "json_schema", "regex", "ebnf"]
+    text: str = ""  # the schema, expression or grammar; empty for "json"
+
+
 class SamplingParams(msgspec.Struct, frozen=True):
     """How the next token is chosen. temperature 0 is greedy; top_k 0 keeps all tokens."""
 
@@ -38,6 +45,15 @@ class SamplingParams(msgspec.Struct, frozen=True):
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0  # of the most likely token's probability, after temperature
+    repetition_penalty: float = 1.0  # over prompt and answer; 1 is none
+    presence_penalty: float = 0.0  # over the answer
+    frequency_penalty: float = 0.0  # over the answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, added to its logit)
+    min_new_tokens: int = 0  # no end token before
+    logprobs: int = -1  # likeliest tokens to report beside each token of the answer; -1: no logprobs at all
+    prompt_logprobs_from: int = -1  # first prompt token whose logprob is wanted; -1: none
+    grammar: Grammar | None = None
 
 
 class Bootstrap(msgspec.Struct, frozen=True):
@@ -135,6 +151,13 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities as the model gave them: before penalties, temperature and cuts."""
+
+    logprob: float  # of the token that came
+    top: list[tuple[int, float]]  # the likeliest tokens, likeliest first
+
+
 class TokenOutput(msgspec.Struct, frozen=True):
     """New tokens of one request in this step."""
 
@@ -146,6 +169,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     spans: list[Span] = []  # complete with the finish_reason
+    logprobs: list[TokenLogprobs] = []  # one per token of token_ids, when asked for
+    prompt_logprobs: list[TokenLogprobs | None] = []  # from prompt_logprobs_from on, once; None for the first token
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag=True):

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.model_folder import SamplingDefaults
-from epd_runtime.messages import Bootstrap
+from epd_runtime.messages import Bootstrap, Grammar
 from epd_runtime.server import http as server_http
 from epd_runtime.server.protocol import ChatRequest, NativeRequest, RoomFields, parse_body, refuse_unsupported
 from epd_runtime.server.rooms import ROOMS, derive_room, plan_rooms
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan, SamplingRequest, plan_sampling
 
+VOCAB = 300
 NOTHING = SamplingRequest(None, None, None, None, None, None, None, None, None, None)
 
 
 def plan(defaults: SamplingDefaults | None = None, **fields: Any) -> SamplingPlan:
-    return plan_sampling(SamplingRequest(**{**vars(NOTHING), **fields}), defaults or SamplingDefaults(), 7)
+    return plan_sampling(SamplingRequest(**{**vars(NOTHING), **fields}), defaults or SamplingDefaults(), 7, VOCAB)
 
 
 def rooms(num_prompts: int, n: int, role: Role = Role.DECODE, **fields: Any) -> list[Bootstrap | None]:
@@ -107,6 +108,24 @@ def test_defaults_come_from_the_model() -> None:
     assert plan(SamplingDefaults(0.5), temperature=0.0, top_k=-1).params.temperature == 0.0
 
 
+def test_every_field_reaches_the_engine() -> None:
+    schema = Grammar("json_schema", '{"type": "object"}')
+    params = plan(
+        SamplingDefaults(min_p=0.1, repetition_penalty=1.05),
+        presence_penalty=-2,
+        frequency_penalty=0.5,
+        logit_bias={"299": -100, "007": 1.5},
+        min_new_tokens=5,
+        max_new_tokens=5,
+        logprobs=0,
+        prompt_logprobs_from=2,
+        grammar=schema,
+    ).params
+    assert (params.min_p, params.repetition_penalty, params.presence_penalty) == (0.1, 1.05, -2.0)
+    assert (params.frequency_penalty, params.logit_bias, params.min_new_tokens) == (0.5, ((299, -100.0), (7, 1.5)), 5)
+    assert (params.logprobs, params.prompt_logprobs_from, params.grammar) == (0, 2, schema)
+
+
 def test_samples_differ_in_their_seed() -> None:
     both = plan(n=2, seed=-1)
     assert both.sample(1).seed == (both.sample(0).seed + 1) % ROOMS
@@ -131,6 +150,27 @@ def test_samples_differ_in_their_seed() -> None:
         {"stop": ["x"] * 17},
         {"stop": "x" * 257},
         {"stop_token_ids": [-1]},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {"300": 1.0}},
+        {"logit_bias": {"-1": 1.0}},
+        {"logit_bias": {"٣": 1.0}},
+        {"logit_bias": {"9" * 5000: 1.0}},
+        {"logit_bias": {"1": 101.0}},
+        {"logit_bias": {"1": float("nan")}},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 6, "max_new_tokens": 5},
+        {"logprobs": 21},
+        {"prompt_logprobs_from": -2},
+        {"grammar": Grammar("json_schema", "[1]")},
+        {"grammar": Grammar("json_schema", "{")},
+        {"grammar": Grammar("json_schema", "[" * 100_000)},
+        {"grammar": Grammar("json_schema", '"\\ud800"')},
+        {"grammar": Grammar("regex", "")},
+        {"grammar": Grammar("regex", "\ud800")},
+        {"grammar": Grammar("ebnf", "a" * (1 << 17))},
     ],
 )
 def test_fields_out_of_bounds(fields: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +128,9 @@ def _token_text(value: Any) -> str | None:
 
 
 def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
-    if raw.get("do_sample") is False:
-        return SamplingDefaults(temperature=0.0)
     known = {field.name for field in dataclasses.fields(SamplingDefaults)}
-    return SamplingDefaults(**{name: raw[name] for name in known if raw.get(name) is not None})
+    given = {name: raw[name] for name in known if raw.get(name) is not None}
+    return SamplingDefaults(**({**given, "temperature": 0.0} if raw.get("do_sample") is False else given))
 
 
 def _resize_rule(folder: Path, config: ModelConfig) -> ResizeRule:

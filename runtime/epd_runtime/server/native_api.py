@@ -42,7 +42,7 @@ def native_job(service: Service, body: NativeRequest) -> Job:
         ignore_eos=asked.ignore_eos,
         skip_special_tokens=asked.skip_special_tokens,
     )
-    sampling = plan_sampling(fields, service.model.sampling, service.next_seed())
+    sampling = plan_sampling(fields, service.model.sampling, service.next_seed(), service.model.config.text.vocab_size)
     prompts = prompt_inputs(body)
     sources = image_sources(body.image_data, len(prompts), is_batch(body))
     return Job(

@@ -36,7 +36,7 @@ def chat_job(service: Service, body: ChatRequest) -> Job:
         ignore_eos=body.ignore_eos,
         skip_special_tokens=body.skip_special_tokens,
     )
-    sampling = plan_sampling(asked, service.model.sampling, service.next_seed())
+    sampling = plan_sampling(asked, service.model.sampling, service.next_seed(), service.model.config.text.vocab_size)
     messages, variables = body.messages, body.chat_template_kwargs or {}
     if not messages:
         raise bad_request("messages is empty; send at least one message", "messages")
