@@ -4,10 +4,10 @@ One Struct per message, tagged with its name. Both directions are ordered and lo
 one dies the other ends too (the engine reads EOF on its standard input, the API process reaps its child).
 
     API process ──────────────────────────────────────────────▶ engine process
-        GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom
+        GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom | FlushCache
     API process ◀────────────────────────────────────────────── engine process
         EngineReady | EngineFailed   (exactly one of them first)
-        StepOutputs | RequestFailed | EncodeDone
+        StepOutputs | RequestFailed | EncodeDone | CacheFlushed
 
 Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both;
 after an AbortRequest nothing more need come. All times are seconds of time.time().
@@ -84,6 +84,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     positions: bytes = b""  # M-RoPE positions, int32 [3, len(input_ids)], C order; empty: 0, 1, 2, …
     position_delta: int = 0  # position of token i beyond the prompt is i + position_delta
     bootstrap: Bootstrap | None = None
+    priority: int = 0  # with --schedule-policy priority: higher first
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, tag=True):
@@ -119,7 +120,13 @@ class FailRoom(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToEngine: TypeAlias = GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom
+class FlushCache(msgspec.Struct, frozen=True, tag=True):
+    """Forget every cached prefix and embedding. Answered by CacheFlushed, or RequestFailed 400 while requests run."""
+
+    rid: str  # echoed by the answer
+
+
+ToEngine: TypeAlias = GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom | FlushCache
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -128,7 +135,12 @@ class EngineStats(msgspec.Struct, frozen=True):
     num_running: int = 0
     num_queued: int = 0
     pages_total: int = 0
-    pages_used: int = 0
+    pages_used: int = 0  # by requests
+    pages_cached: int = 0  # used by nobody, kept for prompts that begin alike
+    pages_evicted: int = 0  # cached pages given to requests since the start
+    prefix_tokens: int = 0  # prompt tokens looked up in the prefix cache since the start
+    prefix_hit_tokens: int = 0  # those of them that were found
+    retractions: int = 0  # requests that gave up their pages for older ones, since the start
     rooms: int = 0  # rooms of the handoff not ended
     embeddings_pending: int = 0  # images whose embedding has not arrived
     encoder_cache_bytes: int = 0
@@ -198,7 +210,14 @@ class EncodeDone(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-FromEngine: TypeAlias = EngineReady | EngineFailed | StepOutputs | RequestFailed | EncodeDone
+class CacheFlushed(msgspec.Struct, frozen=True, tag=True):
+    """Answer to FlushCache: nothing is cached any more."""
+
+    rid: str
+    stats: EngineStats
+
+
+FromEngine: TypeAlias = EngineReady | EngineFailed | StepOutputs | RequestFailed | EncodeDone | CacheFlushed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -21,6 +21,11 @@ class EmbeddingCache:
             self._entries.move_to_end(key)
         return found
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.nbytes = 0
+
     def put(self, key: str, embedding: Tensor) -> None:
         """Keep an embedding unless it alone exceeds the bound."""
         size = embedding.numel() * embedding.element_size()

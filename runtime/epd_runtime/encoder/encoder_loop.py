@@ -23,10 +23,12 @@ from epd_runtime.engine.loading import Placement
 from epd_runtime.engine.waker import Waker
 from epd_runtime.messages import (
     AbortRequest,
+    CacheFlushed,
     EncodeDone,
     EncodeRequest,
     EngineReady,
     EngineStats,
+    FlushCache,
     RequestFailed,
     Span,
     StepOutputs,
@@ -87,10 +89,19 @@ class EncoderLoop:
                     )
                 elif isinstance(message, AbortRequest):
                     self._open.pop(message.rid, None)
+                elif isinstance(message, FlushCache):
+                    self._flush_cache(message)
             if self._vision.has_work():
                 self._vision.step()
             self._delivery.poll()
             self._report_gauges()
+
+    def _flush_cache(self, message: FlushCache) -> None:
+        if self._open:
+            self._channel.send(RequestFailed(message.rid, 400, f"{len(self._open)} images are being encoded; wait"))
+            return
+        self._vision.cache.clear()
+        self._channel.send(CacheFlushed(message.rid, self._stats()))
 
     def _encoded(self, request: EncodeRequest, encoded: Encoded) -> None:
         """Send a finished embedding to its receiver, unless nobody waits any more."""

@@ -41,6 +41,9 @@ class ImageSource(Protocol):
     def cache_bytes(self) -> int:
         """Bytes of cached embeddings."""
 
+    def clear_cache(self) -> None:
+        """Forget cached embeddings."""
+
     def fetch(self, request: Request) -> None:
         """Start getting every image of a request."""
 
@@ -73,6 +76,9 @@ class LocalImages:
     @property
     def cache_bytes(self) -> int:
         return self._runner.cache.nbytes
+
+    def clear_cache(self) -> None:
+        self._runner.cache.clear()
 
     def fetch(self, request: Request) -> None:
         for index, image in enumerate(request.images):
@@ -127,6 +133,9 @@ class RemoteImages:
     @property
     def cache_bytes(self) -> int:
         return 0
+
+    def clear_cache(self) -> None:
+        """Encoder servers have caches of their own."""
 
     def fetch(self, request: Request) -> None:
         self._waiting[request.rid] = request

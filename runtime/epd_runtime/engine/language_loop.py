@@ -27,10 +27,12 @@ from epd_runtime.engine.waker import Waker
 from epd_runtime.kvcache.pool import KVPool, PageAllocator
 from epd_runtime.messages import (
     AbortRequest,
+    CacheFlushed,
     EngineReady,
     EngineStats,
     FailRequest,
     FailRoom,
+    FlushCache,
     GenerateRequest,
     RequestFailed,
     StepOutputs,
@@ -155,6 +157,17 @@ class LanguageLoop:
             self._scheduler.fail(message.rid, message.status, message.message)
         elif isinstance(message, FailRoom):
             self._refuse_room(message)
+        elif isinstance(message, FlushCache):
+            self._flush_cache(message)
+
+    def _flush_cache(self, message: FlushCache) -> None:
+        if self._scheduler.requests:
+            reason = f"{len(self._scheduler.requests)} requests are under way; flush when the server is idle"
+            self._channel.send(RequestFailed(message.rid, 400, reason))
+            return
+        if self._images is not None:
+            self._images.clear_cache()
+        self._channel.send(CacheFlushed(message.rid, self._stats()))
 
     def _refuse_room(self, message: FailRoom) -> None:
         """The other leg must hear that this one will not come; without a handoff there is no other leg."""
