@@ -34,6 +34,9 @@ POSITIVE = (
 )  # fmt: skip
 
 
+ATTENTION_BACKENDS = ("reference",)
+
+
 class ConfigError(ValueError):
     """The flags contradict each other; the message says which and what to do."""
 
@@ -78,6 +81,16 @@ class ServerConfig:
     max_running_requests: int = flag(64, "Requests in one batch.")
     max_queued_requests: int = flag(512, "Requests waiting beyond those; more are refused with 503.")
     chunked_prefill_size: int = flag(4096, "Prompt tokens computed in one step.")
+
+    attention_backend: str | None = flag(
+        None, "Attention of the language model; default: triton on CUDA, else reference.", choices=ATTENTION_BACKENDS
+    )
+    prefill_attention_backend: str | None = flag(
+        None, "Attention of prefill chunks; default: as --attention-backend.", choices=ATTENTION_BACKENDS
+    )
+    decode_attention_backend: str | None = flag(
+        None, "Attention of decode steps; default: as --attention-backend.", choices=ATTENTION_BACKENDS
+    )
 
     limit_images_per_request: int = flag(64, "Images in one request.")
     media_url_max_file_size_mb: int = flag(64, "Largest image file, in MiB.")

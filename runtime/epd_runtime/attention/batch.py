@@ -33,6 +33,6 @@ class ForwardBatch:
     prefills: tuple[Sequence, ...]
     decode_rows: Tensor | None  # int64 [decodes] rows of one-token sequences; None when there are none
     decode_pages: Tensor | None  # int64 [decodes, max_pages], padded with a page of the same sequence
-    decode_mask: Tensor | None  # bool [decodes, 1, 1, max_pages * page_size]
+    decode_lengths: Tensor | None  # int64 [decodes] tokens cached after this pass; 0: attends to nothing
     image_rows: Tensor | None = None  # int64 [n] rows that take an image embedding instead of a token's
     image_embeddings: Tensor | None = None  # [n, hidden]

@@ -7,30 +7,53 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from epd_runtime.attention.batch import ForwardBatch, Sequence
-from epd_runtime.kvcache.pool import KVPool
 
 
-class ReferenceAttention:
-    """Gathers pages into dense tensors; decode steps run as one padded batch, prefill chunks one by one."""
+class ReferencePrefill:
+    """Prefill chunks one by one; pages are gathered when something was cached before."""
 
-    def __init__(self, pool: KVPool) -> None:
-        self._pool = pool
+    is_capturable = False
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, layer: int, batch: ForwardBatch) -> Tensor:
-        """See AttentionBackend.forward."""
-        keys, values = self._pool.layer(layer)
-        keys[batch.write_pages, batch.write_slots] = k
-        values[batch.write_pages, batch.write_slots] = v
-        out = torch.empty_like(q)
-        if batch.decode_rows is not None:
-            out[batch.decode_rows] = _decode(q[batch.decode_rows], keys, values, batch)
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Nothing is shared between layers."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor
+    ) -> None:
+        """See AttentionPart.attend."""
         for sequence in batch.prefills:
             chunk = slice(sequence.start, sequence.start + sequence.q_len)
             if sequence.kv_len == sequence.q_len:  # nothing cached before: no need to read pages
                 out[chunk] = _causal(q[chunk], k[chunk], v[chunk])
             else:
                 out[chunk] = _extend(q[chunk], keys, values, sequence)
-        return out
+
+
+class ReferenceDecode:
+    """Decode steps as one batch, padded to the longest sequence."""
+
+    is_capturable = False  # the mask is made anew in each step
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._mask: Tensor | None = None  # bool [decodes, 1, 1, max_pages * page_size]: tokens that exist
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """The mask is the same for all layers."""
+        assert batch.decode_pages is not None
+        assert batch.decode_lengths is not None
+        slots = torch.arange(batch.decode_pages.shape[1] * self._page_size, device=batch.decode_pages.device)
+        self._mask = (slots < batch.decode_lengths[:, None])[:, None, None]
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor
+    ) -> None:
+        """See AttentionPart.attend. Reads and masks slots that are not written yet: they must hold finite numbers."""
+        dense_k, dense_v = (pool[batch.decode_pages].flatten(1, 2).transpose(1, 2) for pool in (keys, values))
+        attended = scaled_dot_product_attention(
+            q[batch.decode_rows].unsqueeze(2), dense_k, dense_v, attn_mask=self._mask, enable_gqa=True
+        )  # [sequences, heads, 1, head_dim]
+        out[batch.decode_rows] = attended.squeeze(2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -50,12 +73,3 @@ def _extend(q: Tensor, keys: Tensor, values: Tensor, sequence: Sequence) -> Tens
     ).unsqueeze(1)
     attended = scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), k, v, attn_mask=visible, enable_gqa=True)
     return attended[0].transpose(0, 1)
-
-
-def _decode(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch) -> Tensor:
-    """One token of each sequence, q [sequences, heads, d], against padded pages [sequences, max_pages]."""
-    k, v = (pool[batch.decode_pages].flatten(1, 2).transpose(1, 2) for pool in (keys, values))
-    attended = scaled_dot_product_attention(
-        q.unsqueeze(2), k, v, attn_mask=batch.decode_mask, enable_gqa=True
-    )  # [sequences, heads, 1, d]
-    return attended.squeeze(2)

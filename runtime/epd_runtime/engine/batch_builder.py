@@ -33,7 +33,7 @@ class BatchBuilder:
         write_slots = np.concatenate(index) % self._page_size
         single = [row for row, item in enumerate(work) if item.num_tokens == 1]
         image_rows, image_embeddings = self._images(work, starts)
-        decode_pages, decode_mask = self._decode_pages(work, pages, single)
+        decode_pages, decode_lengths = self._decode_pages(work, pages, single)
         return ForwardBatch(
             input_ids=self._tensor(np.concatenate([_tokens(item) for item in work])),
             positions=self._tensor(self._positions(work, index)),
@@ -50,7 +50,7 @@ class BatchBuilder:
             ),
             decode_rows=self._tensor(starts[:-1][single]) if single else None,
             decode_pages=decode_pages,
-            decode_mask=decode_mask,
+            decode_lengths=decode_lengths,
             image_rows=image_rows,
             image_embeddings=image_embeddings,
         )
@@ -75,7 +75,7 @@ class BatchBuilder:
     def _decode_pages(
         self, work: SequenceOf[Work], pages: list[Ints], single: list[int]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Pages of one-token sequences, padded to the longest, and the mask of tokens that exist.
+        """Pages of one-token sequences, padded to the longest, and the number of tokens in each.
 
         The padding is a page of the sequence itself: masked values still meet arithmetic, and 0 times another
         request's NaN is NaN.
@@ -89,8 +89,7 @@ class BatchBuilder:
         for place, (row, count) in enumerate(zip(single, counts, strict=True)):
             table[place, :count] = pages[row][:count]
             table[place, count:] = pages[row][0]
-        mask = np.arange(widest * self._page_size) < lengths[:, None]
-        return self._tensor(table), torch.from_numpy(mask[:, None, None, :]).to(self._device)
+        return self._tensor(table), self._tensor(lengths)
 
     def _positions(self, work: SequenceOf[Work], index: list[Ints]) -> Ints:
         """[tokens], or [3, tokens]: the prompt's own positions, then one per token on all axes."""

@@ -67,7 +67,11 @@ class LanguageLoop:
         self._allocator = PageAllocator(self._layout.num_pages)
         self._scheduler = self._open_scheduler(server, placement)
         self._runner = ModelRunner(
-            model, KVPool(self._layout, placement.config, placement.dtype, self._storage), placement.device
+            model,
+            KVPool(self._layout, placement.config, placement.dtype, self._storage),
+            placement.device,
+            server.prefill_attention_backend or server.attention_backend,
+            server.decode_attention_backend or server.attention_backend,
         )
         self._images: ImageSource | None = None
         if tower is not None:

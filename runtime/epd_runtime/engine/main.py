@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import zmq
 
+from epd_runtime.attention.registry import AttentionUnavailableError
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.encoder.encoder_loop import EncoderLoop
 from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
@@ -42,7 +43,7 @@ def main() -> int:
     try:
         placement = place_model(server)
         loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
-    except (StartError, ModelConfigError, WeightError, OSError) as error:
+    except (StartError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
         channel.send(EngineFailed(str(error)))
         context.destroy(linger=1000)
         return 1

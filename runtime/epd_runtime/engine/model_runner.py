@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from epd_runtime.attention.reference import ReferenceAttention
+from epd_runtime.attention.registry import open_attention
 from epd_runtime.engine.batch_builder import BatchBuilder
 from epd_runtime.engine.sampler import sample
 from epd_runtime.engine.scheduler import Work
@@ -17,11 +17,19 @@ from epd_runtime.models.decoder import LanguageModel
 class ModelRunner:
     """Language model, KV pool and attention of one engine."""
 
-    def __init__(self, model: LanguageModel, pool: KVPool, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        pool: KVPool,
+        device: torch.device,
+        prefill_attention: str | None = None,
+        decode_attention: str | None = None,
+    ) -> None:
+        """The attention implementations by name; None is the device's default."""
         num_axes = 3 if model.config.mrope_section else 1
         self._model = model
         self._pool = pool
-        self._attention = ReferenceAttention(pool)
+        self._attention = open_attention(pool, model.config.num_heads, prefill_attention, decode_attention)
         self._builder = BatchBuilder(pool.layout.page_size, device, num_axes)
 
     @torch.inference_mode()
@@ -29,6 +37,7 @@ class ModelRunner:
         """Compute a step; returns the next token of every work that samples, in order (NO_TOKEN: none valid)."""
         batch = self._builder.build(work)
         self._pool.clear(batch.begun_pages)
+        self._attention.prepare(batch)
         logits = self._model(batch, self._attention)
         sampling = [item.request for item in work if item.samples]
         return sample(logits, [one.sampling for one in sampling], [len(one.output_ids) for one in sampling])

@@ -26,6 +26,11 @@ class KVPool:
             layout.num_pages, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the pages are."""
+        return self._tensor.device
+
     def clear(self, pages: Tensor) -> None:
         """Zero pages (int64 [n]) of all layers: nothing of their former owner, such as NaN, is left in them."""
         self._tensor.index_fill_(0, pages, 0)

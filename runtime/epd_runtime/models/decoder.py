@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from epd_runtime.attention.base import AttentionBackend
 from epd_runtime.attention.batch import ForwardBatch
+from epd_runtime.kernels import ops
 from epd_runtime.model_config import TextConfig
-from epd_runtime.models.layers import GatedMLP, RMSNorm, rotate
+from epd_runtime.models.layers import GatedMLP, RMSNorm
 from epd_runtime.models.rope import RotaryTable
 
 
@@ -29,13 +30,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden]; stores this layer's K and V."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.sizes, dim=-1))
-        attended = backend.forward(rotate(q, cos, sin), rotate(k, cos, sin), v, self.layer, batch)
+        q, k = ops.rotate(q, k, cos, sin)
+        attended = backend.forward(q, k, v, self.layer, batch)
         result: Tensor = self.o_proj(attended.flatten(-2))
         return result
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each with a residual."""
+    """Pre-norm attention and MLP, each with a residual; the last sum is left to the next norm, which adds it anyway."""
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
@@ -44,10 +46,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, backend)
-        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return result
+    def forward(
+        self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's input is x + residual [tokens, hidden]; so is its output."""
+        normed, residual = self.input_layernorm.add(x, residual)
+        attended = self.self_attn(normed, cos, sin, batch, backend)
+        normed, residual = self.post_attention_layernorm.add(attended, residual)
+        return self.mlp(normed), residual
 
 
 class LanguageModel(nn.Module):
@@ -71,8 +77,9 @@ class LanguageModel(nn.Module):
         if batch.image_rows is not None and batch.image_embeddings is not None:
             x[batch.image_rows] = batch.image_embeddings.to(x.dtype)
         cos, sin = self.rope(batch.positions, x.dtype)
+        residual = torch.zeros_like(x)
         for layer in self.layers:
-            x = layer(x, cos, sin, batch, backend)
-        x = self.norm(x[batch.logit_rows])
+            x, residual = layer(x, residual, cos, sin, batch, backend)
+        x, _ = self.norm.add(x[batch.logit_rows], residual[batch.logit_rows])
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return torch.nn.functional.linear(x, head).float()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's customary name
 from torch import Tensor, nn
+
+from epd_runtime.kernels import ops
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / rms(x), the mean in float32 (Zhang & Sennrich 2019, in the order transformers computes it)."""
+    """Root mean square layer normalisation, see ops.rms_norm."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,8 +17,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised sum of x and residual, and the sum itself."""
+        return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -29,13 +33,5 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        result: Tensor = self.down_proj(F.silu(gate) * up)
+        result: Tensor = self.down_proj(ops.silu_mul(self.gate_up_proj(x)))
         return result
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [tokens, heads, head_dim] by cos, sin [tokens, head_dim], halves paired (NeoX form)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from epd_runtime.attention.packed import Segments, packed_attention
+from epd_runtime.kernels import ops
 from epd_runtime.model_config import VisionConfig
-from epd_runtime.models.layers import GatedMLP, RMSNorm, rotate
+from epd_runtime.models.layers import GatedMLP, RMSNorm
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
 
@@ -35,7 +36,7 @@ class VisionBlock(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
         """x [patches, hidden] -> [patches, hidden]."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        q, k = (rotate(part.float(), cos, sin).to(x.dtype) for part in (q, k))
+        q, k = ops.rotate(q, k, cos, sin)
         x = x + self.proj(packed_attention(q, k, v, segments).flatten(-2))
         result: Tensor = x + self.mlp(self.norm2(x))
         return result

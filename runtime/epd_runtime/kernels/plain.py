@@ -1,0 +1,42 @@
+"""The operations of `ops` in plain PyTorch: the truth that kernels are checked against, and what runs on CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See ops.rms_norm."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See ops.add_rms_norm."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See ops.rotate."""
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.to(cos.dtype)
+    half = x.shape[-1] // 2
+    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return (wide * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See ops.silu_mul."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, pages: Tensor, slots: Tensor) -> None:
+    """See ops.store_kv."""
+    keys[pages, slots] = k
+    values[pages, slots] = v
