@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -20,8 +21,9 @@ from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patch
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.messages import ImageInput
 from epd_runtime.model_config import VisionConfig
-from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
-from epd_runtime.models.registry import vision_names
+from epd_runtime.models.loader import load_weights
+from epd_runtime.models.names import vision_names
+from epd_runtime.models.qwen2_5_vl import NAMES, Qwen25VisionTower
 
 CPU = torch.device("cpu")
 SIZES = [(28, 28), (300, 200), (57, 501), (640, 480), (29, 140)]
@@ -39,7 +41,9 @@ def picture(width: int, height: int, seed: int = 0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def towers() -> tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower]:
+def towers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower]:
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
         vision_config={
@@ -48,14 +52,10 @@ def towers() -> tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTowe
         }
     ).vision_config  # fmt: skip
     theirs = Qwen2_5_VisionTransformerPretrainedModel._from_config(config).eval()
-    ours = Qwen25VisionTower(VISION).eval()
-    parameters = dict(ours.named_parameters())
-    place = vision_names(VISION)
-    with torch.no_grad():
-        for name, tensor in theirs.state_dict().items():
-            target, first, count = place(f"visual.{name}") or pytest.fail(name)
-            part = parameters[target]
-            (part[first : first + count] if count else part).copy_(tensor)
+    ours = Qwen25VisionTower(VISION).requires_grad_(False).eval()
+    folder = tmp_path_factory.mktemp("tower")
+    save_file({f"visual.{name}": tensor for name, tensor in theirs.state_dict().items()}, folder / "m.safetensors")
+    load_weights(ours, folder, vision_names(NAMES, VISION.intermediate_size))
     return theirs, ours
 
 

@@ -35,4 +35,4 @@ class ForwardBatch:
     decode_pages: Tensor | None  # int64 [decodes, max_pages], padded with a page of the same sequence
     decode_lengths: Tensor | None  # int64 [decodes] tokens cached after this pass; 0: attends to nothing
     image_rows: Tensor | None = None  # int64 [n] rows that take an image embedding instead of a token's
-    image_embeddings: Tensor | None = None  # [n, hidden]
+    image_embeddings: Tensor | None = None  # [n, VisionConfig.embedding_width]

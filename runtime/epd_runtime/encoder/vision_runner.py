@@ -31,14 +31,14 @@ from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.messages import ImageInput, Span
 from epd_runtime.model_config import VisionConfig
-from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
+from epd_runtime.models.vision import VisionTower
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """An image's embedding [num_tokens, hidden] and when it was computed; or why there is none.
+    """An image's embedding [num_tokens, embedding_width] and when it was computed; or why there is none.
 
     status is the HTTP status of an error: 400 when the file is at fault, 500 when this engine is.
     """
@@ -80,7 +80,7 @@ class VisionRunner:
 
     def __init__(
         self,
-        tower: Qwen25VisionTower,
+        tower: VisionTower,
         folder: Path,
         device: torch.device,
         max_batch: int,

@@ -22,7 +22,7 @@ from epd_runtime.engine.request import Request
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
 from epd_runtime.messages import Span
-from epd_runtime.models.qwen2_5_vl import Qwen25VisionTower
+from epd_runtime.models.vision import VisionTower
 
 CACHE_BYTES = 1 << 30
 TIMEOUT_VARIABLE = "SGLANG_ENCODER_RECV_TIMEOUT"
@@ -57,7 +57,7 @@ class ImageSource(Protocol):
 class LocalImages:
     """The vision tower in this engine."""
 
-    def __init__(self, tower: Qwen25VisionTower, server: ServerConfig, placement: Placement, waker: Waker) -> None:
+    def __init__(self, tower: VisionTower, server: ServerConfig, placement: Placement, waker: Waker) -> None:
         self._runner = VisionRunner(
             tower,
             placement.folder,
@@ -112,14 +112,14 @@ class RemoteImages:
     Failures of encoders reach the engine as FailRequest. The deadline here is a last resort against a lost part.
     """
 
-    def __init__(self, host: str, hidden: int, waker: Waker) -> None:
+    def __init__(self, host: str, width: int, waker: Waker) -> None:
         """Listen on host for parts; raises StartError."""
         try:
             self._receiver = EmbeddingReceiver(host, waker.wake)
         except zmq.ZMQError as error:
             raise StartError(f"cannot listen on {host} for embeddings ({error}); check --host") from None
         self.port = self._receiver.port
-        self._hidden = hidden
+        self._width = width
         self._waiting: dict[str, Request] = {}
         self._parking = Parking()
         self._timeout = _receive_timeout()
@@ -163,7 +163,7 @@ class RemoteImages:
             return
         if request.embeddings[header.part_idx] is not None:
             return  # the same part from a second encoder, after a failover
-        expected = (request.images[header.part_idx].num_tokens, self._hidden)
+        expected = (request.images[header.part_idx].num_tokens, self._width)
         if (header.num_rows, header.hidden) != expected:
             shape = (header.num_rows, header.hidden)
             self._done.append((request, (502, f"image {header.part_idx}: embedding is {shape}, expected {expected}")))

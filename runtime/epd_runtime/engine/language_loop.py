@@ -77,7 +77,7 @@ class LanguageLoop:
         if tower is not None:
             self._images = LocalImages(tower, server, placement, self._waker)
         elif server.language_only:
-            self._images = RemoteImages(server.bind_host, placement.config.text.hidden_size, self._waker)
+            self._images = RemoteImages(server.bind_host, placement.config.embedding_width, self._waker)
         self._context_length = placement.context_length
         self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
         self._reported = EngineStats()

@@ -13,7 +13,6 @@ from epd_runtime.config import Role, ServerConfig
 from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.kvcache.pool import page_bytes
 from epd_runtime.model_config import ModelConfig, load_model_config
-from epd_runtime.models.registry import check_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_KV_FRACTION = 0.2  # of available memory; pages are touched only when used
@@ -39,7 +38,6 @@ def place_model(server: ServerConfig) -> Placement:
     """Read the model's configuration and settle device, data type and context; raises StartError, ModelConfigError."""
     folder = Path(server.model_path)
     config = load_model_config(folder)
-    check_family(config)
     if config.vision is None and (server.encoder_only or server.language_only):
         raise StartError(f"{folder} is a text-only model: --encoder-only and --language-only make no sense for it")
     device = _device(server.device)

@@ -30,7 +30,7 @@ class Request:
             self.positions = np.frombuffer(message.positions, dtype=np.int32).reshape(3, -1)
         self.position_delta = message.position_delta
         self.bootstrap = message.bootstrap
-        self.embeddings: list[Any] = [None] * len(message.images)  # one tensor [num_tokens, hidden] per image
+        self.embeddings: list[Any] = [None] * len(message.images)  # one tensor [num_tokens, width] per image
         self.arrived = time.time()
 
         self.state = State.NEW

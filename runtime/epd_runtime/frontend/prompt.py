@@ -3,8 +3,6 @@
 Invariants: an image's placeholders are consecutive and exactly as many as its embedding has rows; images are in prompt
 order; the number of placeholders in the text equals the number of images, so text that smuggles in a placeholder is
 refused and can never shift another image.
-
-What differs between model families is how positions count: POSITIONS, by config.json's model_type, is the registry.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from epd_runtime.frontend.chat import split_messages
@@ -37,23 +35,6 @@ class Prompt:
     position_delta: int = 0
 
 
-PositionRule = Callable[[int, Sequence[ImageInput], int], tuple[bytes, int]]
-
-
-def _count_up(num_tokens: int, images: Sequence[ImageInput], merge_size: int) -> tuple[bytes, int]:
-    return b"", 0
-
-
-def _mrope(num_tokens: int, images: Sequence[ImageInput], merge_size: int) -> tuple[bytes, int]:
-    if not images:
-        return b"", 0
-    positions, delta = mrope_positions(num_tokens, images, merge_size)
-    return positions.tobytes(), delta
-
-
-POSITIONS: dict[str, PositionRule] = {"qwen2_5_vl": _mrope, "qwen2_vl": _mrope, "qwen2": _count_up, "llama": _count_up}
-
-
 class PromptBuilder:
     """Builds prompts for one model. context_length is in tokens."""
 
@@ -62,7 +43,6 @@ class PromptBuilder:
         self.context_length = context_length
         self._fetcher = fetcher
         self._limits = limits
-        self._positions = POSITIONS.get(model.config.model_type, _count_up)
 
     async def from_chat(self, messages: Sequence[Any], template_variables: dict[str, Any]) -> Prompt:
         """Prompt of OpenAI chat messages; raises RequestError."""
@@ -110,8 +90,10 @@ class PromptBuilder:
         if len(ids) >= self.context_length:
             raise self._too_long(len(ids))
         vision = self.model.config.vision
-        positions, delta = self._positions(len(ids), images, vision.merge_size if vision is not None else 1)
-        return Prompt(ids, images, positions, delta)
+        if not images or vision is None:
+            return Prompt(ids, images)
+        positions, delta = mrope_positions(len(ids), images, vision.merge_size)
+        return Prompt(ids, images, positions.tobytes(), delta)
 
     def _tokenize(self, text: str, special_tokens: bool) -> list[int]:
         if len(text) > self.context_length * MAX_CHARACTERS_PER_TOKEN:

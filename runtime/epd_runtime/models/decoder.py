@@ -1,6 +1,6 @@
-"""The decoder-only language model shared by Llama, Qwen2 and the text half of Qwen2.5-VL.
+"""The decoder-only language model shared by all families.
 
-What differs between them (bias of q/k/v, rotary form, tied embeddings) is data in `TextConfig`.
+What differs between them (biases, norms of q and k, rotary form, experts, tied embeddings) is data in `TextConfig`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from epd_runtime.attention.base import AttentionBackend
 from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.kernels import ops
 from epd_runtime.model_config import TextConfig
+from epd_runtime.models.experts import ExpertsMLP
 from epd_runtime.models.layers import GatedMLP, RMSNorm
 from epd_runtime.models.rope import RotaryTable
 
@@ -25,11 +26,16 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.sizes = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
         self.qkv_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
-        self.o_proj = nn.Linear(self.sizes[0], config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(self.sizes[0], config.hidden_size, bias=config.o_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden]; stores this layer's K and V."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.sizes, dim=-1))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = ops.rotate(q, k, cos, sin)
         attended = backend.forward(q, k, v, self.layer, batch)
         result: Tensor = self.o_proj(attended.flatten(-2))
@@ -44,7 +50,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
+        self.mlp = (
+            ExpertsMLP(config.hidden_size, config.experts)
+            if config.experts is not None and layer in config.experts.layers
+            else GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        )
 
     def forward(
         self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend
@@ -74,12 +84,16 @@ class LanguageModel(nn.Module):
         """Logits [len(batch.logit_rows), vocab] float32."""
         assert self.rope is not None
         x = self.embed_tokens(batch.input_ids)
+        deepstack: tuple[Tensor, ...] = ()  # what image rows receive behind each of the first layers (DeepStack)
         if batch.image_rows is not None and batch.image_embeddings is not None:
-            x[batch.image_rows] = batch.image_embeddings.to(x.dtype)
+            parts = batch.image_embeddings.to(x.dtype).view(len(batch.image_rows), -1, x.shape[1]).unbind(1)
+            x[batch.image_rows], deepstack = parts[0], parts[1:]
         cos, sin = self.rope(batch.positions, x.dtype)
         residual = torch.zeros_like(x)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x, residual = layer(x, residual, cos, sin, batch, backend)
+            if index < len(deepstack):
+                x[batch.image_rows] += deepstack[index]
         x, _ = self.norm.add(x[batch.logit_rows], residual[batch.logit_rows])
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return torch.nn.functional.linear(x, head).float()

@@ -23,7 +23,7 @@ class RotaryTable:
         angles = torch.arange(num_positions).float()[:, None] * inverse
         self._cos = angles.cos().to(device)
         self._sin = angles.sin().to(device)
-        self._axes = _section_axes(config.mrope_section).to(device) if config.mrope_section else None
+        self._axes = _section_axes(config).to(device) if config.mrope_section else None
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [tokens, head_dim] for positions [tokens], or [3, tokens] with M-RoPE."""
@@ -38,9 +38,19 @@ class RotaryTable:
         return torch.cat((half, half), dim=-1)
 
 
-def _section_axes(sections: tuple[int, ...]) -> Tensor:
-    """Axis of each frequency: section i of the frequencies follows axis i mod 3 (Qwen2-VL)."""
-    return torch.cat([torch.full((size,), index % 3) for index, size in enumerate(sections)])
+def _section_axes(config: TextConfig) -> Tensor:
+    """Axis of each frequency, [head_dim // 2].
+
+    In blocks (Qwen2-VL): section i of the frequencies follows axis i mod 3. Interleaved (Qwen3-VL): time, height and
+    width take turns as long as height and width have frequencies left; the rest is time's.
+    """
+    sections = config.mrope_section
+    if not config.mrope_interleaved:
+        return torch.cat([torch.full((size,), index % 3) for index, size in enumerate(sections)])
+    axes = torch.zeros(config.head_dim // 2, dtype=torch.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
