@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.operator.load import NAMESPACE, Load
 from benchmarks.operator.timeline import GroupLife, percentile
-from benchmarks.operator.usage import Operator, settle, summarise
+from benchmarks.operator.usage import USER, Operator, settle, summarise
 from rbg_operator.kube.client import Client
 from rbg_operator.kube.kubeconfig import from_files
 from tests.cluster import control_plane as planes
@@ -88,7 +88,7 @@ async def measure(arguments: argparse.Namespace, plane: planes.ControlPlane, ope
     """Both phases and the figures of every group."""
     figures: Figures = {}
     async with Client(from_files([plane.kubeconfig])) as client, asyncio.TaskGroup() as tasks:
-        load = Load(client, arguments.ready_after)
+        load = Load(client)
         watches = await load.watch(tasks)
         began = time.monotonic()
         figures |= await phase(arguments, operator, load, "create", load.create, lambda life: life.ready is not None)
@@ -119,7 +119,15 @@ def main() -> None:
     arguments = options()
     flags = {"kube-controller-manager": ["--concurrent-statefulset-syncs=30"]}
     with (
-        planes.up(f"bench-{time.time_ns()}", nodes=10, qps=2000, flags=flags) as plane,
+        planes.up(
+            f"bench-{time.time_ns()}",
+            nodes=10,
+            qps=2000,
+            ready_after=arguments.ready_after,
+            plain_pods=True,
+            audited=[USER],
+            flags=flags,
+        ) as plane,
         tempfile.TemporaryDirectory() as folder,
     ):
         install(plane)

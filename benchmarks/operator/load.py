@@ -72,10 +72,9 @@ class _Group(_Wire, frozen=True):
 class Load:
     """The groups of one run. `lives` tells what happened to each."""
 
-    def __init__(self, client: Client, ready_after: float) -> None:
+    def __init__(self, client: Client) -> None:
         self.lives: dict[str, GroupLife] = {}
         self._client = client
-        self._ready_after = ready_after
         encoders = f"{GROUP_NAME},{ROLE_NAME}=vlm-encoder"
         self._informers: tuple[Informer[Any], ...] = (
             Informer(client, ROLE_BASED_GROUP, _Group, on_change=self._on_group),
@@ -92,7 +91,7 @@ class Load:
 
     async def create(self, number: int) -> None:
         """One new group."""
-        body = manifest(f"group-{number:04d}", "v1", self._ready_after)
+        body = manifest(f"group-{number:04d}", "v1")
         self.lives[body["metadata"]["name"]] = GroupLife(created=time.monotonic())
         await self._client.create(ROLE_BASED_GROUP, NAMESPACE, body, _Group, manager="benchmark")
 
@@ -102,7 +101,7 @@ class Load:
         life = self.lives[name]
         life.edited, life.wanted_image = time.monotonic(), "encoder:v2"
         life.wanted_generation += 1
-        body = manifest(name, "v2", self._ready_after)
+        body = manifest(name, "v2")
         await self._client.merge_patch(
             ROLE_BASED_GROUP, NAMESPACE, name, {"spec": body["spec"]}, _Group, manager="benchmark"
         )
@@ -131,15 +130,13 @@ class Load:
         )
 
 
-def manifest(name: str, version: str, ready_after: float) -> dict[str, Any]:
+def manifest(name: str, version: str) -> dict[str, Any]:
     """Two encoders; prefill after it; decode; router after both. Only the encoder's image carries the version."""
     roles = []
     for role, dependencies in DEPENDENCIES.items():
         is_encoder = role == "vlm-encoder"
         container = {"name": "server", "image": f"encoder:{version}" if is_encoder else "server:v1"}
         template: dict[str, Any] = {"spec": {"containers": [container]}}
-        if ready_after:
-            template["metadata"] = {"annotations": {"test.rbg/ready-after": f"{ready_after:g}s"}}
         replicas = ENCODER_REPLICAS if is_encoder else 1
         roles.append({"name": role, "replicas": replicas, "dependencies": dependencies, "template": template})
     return {

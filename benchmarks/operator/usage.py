@@ -13,6 +13,7 @@ from tests.support.operator_process import OperatorProcess
 
 ACCOUNT = "operator"
 NAMESPACE = "bench-system"
+USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
 READS = ("get", "list", "watch")
 
 
@@ -31,7 +32,6 @@ class Operator:
         )
         kubeconfig = control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
         self.control_plane = control_plane
-        self._user = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
         command = ("--lease-namespace", NAMESPACE)
         self.process = OperatorProcess(kubeconfig, folder, *command)
 
@@ -58,7 +58,7 @@ class Operator:
         counted: Counter[tuple[str, str]] = Counter()
         for event in self.control_plane.audit(mark):
             reference = event.get("objectRef") or {}
-            if event["user"]["username"] == self._user and reference.get("resource") not in (None, "leases"):
+            if event["user"]["username"] == USER and reference.get("resource") not in (None, "leases"):
                 resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
                 counted[event["verb"], resource] += 1
         return counted

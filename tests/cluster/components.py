@@ -13,13 +13,6 @@ POD_RANGE = "10.128.0.0/9"
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 PORTS = (*COMPONENTS, "etcd-peer")
 
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -30,6 +23,8 @@ class Settings:
     nodes: int = 3
     qps: int = 500  # of the controller manager and the scheduler; bursts of twice as many
     ready_after: float = 0.0  # seconds from a pod's start to its readiness
+    plain_pods: bool = False  # annotations steer nothing; simulating such pods costs a third
+    audited: Sequence[str] = ()  # users whose requests the audit log lists; empty: all
     flags: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # added to a component's own
 
 
@@ -52,8 +47,13 @@ def health_urls(settings: Settings) -> dict[str, str]:
 
 def write_configuration(folder: Path, settings: Settings) -> None:
     """The files that flags point to (JSON is YAML)."""
-    (folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+    (folder / "audit-policy.json").write_text(json.dumps(_audit_policy(settings.audited)))
     (folder / "scheduler.json").write_text(json.dumps(_scheduler(folder, settings)))
+
+
+def _audit_policy(users: Sequence[str]) -> dict[str, Any]:
+    rules = [{"level": "Metadata", "users": users}, {"level": "None"}] if users else [{"level": "Metadata"}]
+    return {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
 
 
 def arguments(component: str, folder: Path, settings: Settings) -> list[str]:

@@ -175,6 +175,8 @@ def up(
     nodes: int = 3,
     qps: int = 500,
     ready_after: float = 0.0,
+    plain_pods: bool = False,
+    audited: Sequence[str] = (),
     flags: Mapping[str, Sequence[str]] | None = None,
     owned: bool = True,
 ) -> ControlPlane:
@@ -187,7 +189,8 @@ def up(
         if owned:
             _watch_owner(folder, name)
         with locked(runs.lock(), LOCK_SECONDS):
-            settings = Settings(name, runs.free_ports(components.PORTS), nodes, qps, ready_after, flags or {})
+            ports = runs.free_ports(components.PORTS)
+            settings = Settings(name, ports, nodes, qps, ready_after, plain_pods, audited, flags or {})
             runs.settings_file(name).write_text(json.dumps(dataclasses.asdict(settings)))
         control_plane = ControlPlane(settings)
         _prepare(control_plane)
@@ -217,7 +220,8 @@ def _prepare(control_plane: ControlPlane) -> None:
         )
     components.write_configuration(folder, settings)
     control_plane.pod_log.touch()
-    stages.write(folder / "kwok.yaml", settings.ready_after, control_plane.pod_log)
+    pods = stages.plain(settings.ready_after) if settings.plain_pods else stages.steered(settings.ready_after)
+    stages.write(folder / "kwok.yaml", pods, control_plane.pod_log)
 
 
 def _start_all(control_plane: ControlPlane) -> None:
