@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from epd_runtime.json_fields import Fields, ModelConfigError
 
@@ -113,6 +114,12 @@ def _qwen3_vl(raw: Fields) -> VisionConfig:
         position_side=side,
         deepstack_blocks=deepstack,
     )
+
+
+def read_image_settings(folder: Path) -> Fields:
+    """What a model folder says about preprocessing images; empty when it says nothing. Raises ModelConfigError."""
+    raw = Fields.read(folder / "preprocessor_config.json", optional=True)
+    return raw if raw.values else Fields.read(folder / "processor_config.json", optional=True).object("image_processor")
 
 
 VISION_FAMILIES: dict[str, Callable[[Fields], VisionConfig]] = {

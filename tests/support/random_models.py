@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def _copy_tokenizer(folder: Path) -> None:
+def copy_tokenizer(folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (HANDWRITING / name).exists():
             shutil.copy(HANDWRITING / name, folder / name)
@@ -39,7 +39,7 @@ def make_llama(folder: Path, seed: int) -> Path:
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     )  # fmt: skip
     LlamaForCausalLM(config).float().save_pretrained(folder)
-    _copy_tokenizer(folder)
+    copy_tokenizer(folder)
     return folder
 
 
@@ -61,7 +61,7 @@ def make_qwen2_5_vl(folder: Path, seed: int) -> Path:
         **_token_ids(),
     )  # fmt: skip
     Qwen2_5_VLForConditionalGeneration(config).float().save_pretrained(folder)
-    _copy_tokenizer(folder)
+    copy_tokenizer(folder)
     return folder
 
 
@@ -82,7 +82,7 @@ def make_random(family: str, folder: Path, draw: random.Random) -> Path:
             is_norm = parameter.ndim == 1 and name.endswith("weight")
             parameter.copy_(1 + 0.3 * drawn if is_norm else 0.2 * drawn)
     model.float().save_pretrained(folder)
-    _copy_tokenizer(folder)
+    copy_tokenizer(folder)
     if model.config.model_type.startswith("qwen3_vl"):
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         settings |= {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from epd_runtime.json_fields import Fields
-from epd_runtime.model_config import VisionConfig
+from epd_runtime.vision_config import VisionConfig, read_image_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,9 +41,7 @@ class Normalisation:
     @classmethod
     def load(cls, folder: Path) -> Normalisation:
         """Read the model's settings; absent ones are Qwen2-VL's defaults. Raises ModelConfigError."""
-        raw = Fields.read(folder / "preprocessor_config.json", optional=True)
-        if not raw.values:
-            raw = Fields.read(folder / "processor_config.json", optional=True).object("image_processor")
+        raw = read_image_settings(folder)
         mean, std = raw.numbers("image_mean", CLIP_MEAN), raw.numbers("image_std", CLIP_STD)
         if len(mean) != 3:
             raw.refuse("image_mean", "three numbers")
@@ -57,13 +55,13 @@ class Normalisation:
         )
 
     def apply(self, patches: Tensor, channels: int) -> Tensor:
-        """uint8 [n, channels * area] -> float32 of the same shape, on the patches' device."""
-        scale = torch.tensor([self.rescale / deviation for deviation in self.std], device=patches.device)
-        shift = torch.tensor(
-            [m / deviation for m, deviation in zip(self.mean, self.std, strict=True)], device=patches.device
-        )
-        split = patches.view(patches.shape[0], channels, -1).float()
-        return (split * scale[:, None] - shift[:, None]).flatten(1)
+        """uint8 [n, channels * area] -> float32 of the same shape, on the patches' device.
+
+        Rescaled in float64 and normalised in float32, as the reference does: the bits are equal.
+        """
+        mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (self.mean, self.std))
+        rescaled = patches.view(patches.shape[0], channels, -1).double().mul_(self.rescale).float()
+        return rescaled.sub_(mean).div_(std).flatten(1)
 
 
 def _resampling(raw: Fields) -> Image.Resampling:
@@ -89,12 +87,20 @@ def read_patches(
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, -1)
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; what is transparent becomes white."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    background = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+
+
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
         if image.width * image.height > max_pixels:
             raise ImageError(f"the image has {image.width}x{image.height} pixels, more than {max_pixels}")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except Exception as error:  # PIL raises many types on hostile files

@@ -16,6 +16,7 @@ import tokenizers
 from epd_runtime.frontend.chat_template import ChatTemplate
 from epd_runtime.frontend.images import ResizeRule
 from epd_runtime.model_config import ModelConfig, ModelConfigError, load_model_config
+from epd_runtime.vision_config import VisionConfig, read_image_settings
 
 ModelFolderError = ModelConfigError  # the same mistake, found a little later
 
@@ -76,7 +77,7 @@ def load_model_folder(path: str) -> ModelFolder:
         tokenizer=_load_tokenizer(folder / "tokenizer.json"),
         chat_template=_load_chat_template(folder),
         sampling=_sampling_defaults(read_json(folder / "generation_config.json")),
-        resize=_resize_rule(folder, config) if has_images else None,
+        resize=_resize_rule(folder, config.vision) if config.vision is not None and has_images else None,
         image_token_id=image_token_id if has_images else None,
     )
 
@@ -133,14 +134,22 @@ def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
     return SamplingDefaults(**({**given, "temperature": 0.0} if raw.get("do_sample") is False else given))
 
 
-def _resize_rule(folder: Path, config: ModelConfig) -> ResizeRule:
-    assert config.vision is not None
-    raw = read_json(folder / "preprocessor_config.json")
-    raw = raw or read_json(folder / "processor_config.json").get("image_processor") or {}
-    size = raw.get("size") or {}
-    factor = raw.get("patch_size", config.vision.patch_size) * raw.get("merge_size", config.vision.merge_size)
-    return ResizeRule(
-        factor=factor,
-        min_pixels=raw.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56,
-        max_pixels=raw.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280,
+def _resize_rule(folder: Path, vision: VisionConfig) -> ResizeRule:
+    """The image processor's bounds; a processor that cuts other patches than the tower takes is refused."""
+    raw = read_image_settings(folder)
+    if not raw.boolean("do_resize", True):
+        raw.refuse("do_resize", "true: images of any size must become whole patches")
+    for name in ("patch_size", "temporal_patch_size", "merge_size"):
+        if raw.integer(name, getattr(vision, name)) != getattr(vision, name):
+            raw.refuse(name, f"{getattr(vision, name)}, as config.json's vision_config says")
+    size = raw.object("size")
+    lowest = size.integer("shortest_edge", size.integer("min_pixels", 56 * 56))
+    highest = size.integer("longest_edge", size.integer("max_pixels", 28 * 28 * 1280))
+    rule = ResizeRule(
+        factor=vision.patch_size * vision.merge_size,
+        min_pixels=raw.integer("min_pixels", lowest),
+        max_pixels=raw.integer("max_pixels", highest),
     )
+    if rule.min_pixels > rule.max_pixels:
+        raise ModelFolderError(f"{raw.where}: the least number of pixels is above the largest")
+    return rule

@@ -1,8 +1,8 @@
 """Which part of a language model one of several ranks holds (tensor parallelism, Shoeybi et al. 2019).
 
 Heads and MLP columns are divided; the vocabulary is divided in runs of rows whose last may be shorter. With fewer KV
-heads than ranks, neighbouring ranks hold copies of the same head. Norms, routers and vision towers are whole on every
-rank.
+heads than ranks, neighbouring ranks hold copies of the same head. Norms, routers, biases behind a sum over
+ranks, and vision towers are whole on every rank.
 """
 
 from __future__ import annotations
