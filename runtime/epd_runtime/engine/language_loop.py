@@ -72,6 +72,7 @@ class LanguageLoop:
             placement.device,
             server.prefill_attention_backend or server.attention_backend,
             server.decode_attention_backend or server.attention_backend,
+            frozenset(placement.config.eos_token_ids),
         )
         self._images: ImageSource | None = None
         if tower is not None:

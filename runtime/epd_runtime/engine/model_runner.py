@@ -8,7 +8,7 @@ import torch
 
 from epd_runtime.attention.registry import open_attention
 from epd_runtime.engine.batch_builder import BatchBuilder
-from epd_runtime.engine.sampler import sample
+from epd_runtime.engine.sampling.sampler import Sampler
 from epd_runtime.engine.scheduler import Work
 from epd_runtime.kvcache.pool import KVPool
 from epd_runtime.models.decoder import LanguageModel
@@ -24,6 +24,7 @@ class ModelRunner:
         device: torch.device,
         prefill_attention: str | None = None,
         decode_attention: str | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         """The attention implementations by name; None is the device's default."""
         num_axes = 3 if model.config.mrope_section else 1
@@ -31,6 +32,7 @@ class ModelRunner:
         self._pool = pool
         self._attention = open_attention(pool, model.config.num_heads, prefill_attention, decode_attention)
         self._builder = BatchBuilder(pool.layout.page_size, device, num_axes)
+        self._sampler = Sampler(eos_token_ids)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[int]:
@@ -39,5 +41,4 @@ class ModelRunner:
         self._pool.clear(batch.begun_pages)
         self._attention.prepare(batch)
         logits = self._model(batch, self._attention)
-        sampling = [item.request for item in work if item.samples]
-        return sample(logits, [one.sampling for one in sampling], [len(one.output_ids) for one in sampling])
+        return self._sampler.sample(logits, [item.request for item in work if item.samples])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from epd_runtime.engine.sampling.state import SamplerState
 from epd_runtime.engine.state import State, advance
 from epd_runtime.messages import GenerateRequest, ImageInput, SamplingParams, Span
 
@@ -17,7 +18,7 @@ TO_END_OF_CONTEXT = -1  # max_new_tokens: as many as the context allows
 
 
 class Request:
-    """Owned by exactly one scheduler; changed by nobody else."""
+    """Owned by exactly one scheduler; changed by nobody else, but for `sampled`, which is the sampler's."""
 
     def __init__(self, message: GenerateRequest) -> None:
         self.rid = message.rid
@@ -35,6 +36,7 @@ class Request:
 
         self.state = State.NEW
         self.output_ids: list[int] = []
+        self.sampled = SamplerState()
         self.num_computed = 0  # tokens whose KV is in pages
         self.pages: list[int] = []
         self.page_table: npt.NDArray[np.int64] = NO_PAGES  # pages, as every step needs them
