@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from crds.kubernetes import TYPES
 from rbg_operator.api.parse import parse_group
-from rbg_operator.plan.compare import MERGE_KEYS, content_hash, matches, sealed
+from rbg_operator.plan.compare import MERGE_KEYS, Comparisons, content_hash, matches, sealed
 from rbg_operator.plan.observed import Live
 from rbg_operator.plan.render import render, with_knobs
 from rbg_operator.plan.rendering import Knobs
@@ -177,3 +177,23 @@ def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
 def test_a_role_with_more_replicas_does_not_match() -> None:
     (one,) = render(parse_group(manifest(role("a", "x"))), CONTEXT).roles.values()
     assert not matches(with_knobs(one, Knobs(replicas=2)), live(with_knobs(one, Knobs(replicas=1))))
+
+
+def test_what_is_remembered_never_hides_a_difference() -> None:
+    """Every change of either side is seen, the second time as the first."""
+    memory, body = Comparisons(), wanted(spec={"a": 1})
+    found = {**body, "metadata": {**body["metadata"], "uid": "1", "generation": 1, "resourceVersion": "1"}}
+
+    def stands(desired: Json, **changes: Any) -> bool:
+        metadata = {**found["metadata"], **changes.pop("metadata", {})}
+        results = {memory.matches(desired, live({**found, **changes, "metadata": metadata})) for _ in range(2)}
+        return results.pop() if len(results) == 1 else pytest.fail("two looks at the same differ")
+
+    assert stands(body)
+    assert stands(body, metadata={"resourceVersion": "2"}), "a status was written"
+    assert not stands(wanted(spec={"a": 2})), "another body is wanted"
+    assert not stands(body, spec={"a": 2}, metadata={"generation": 2}), "somebody changed the spec"
+    assert not stands(body, spec={"a": 2}, metadata={"generation": 1, "uid": "2"}), "another object of that name"
+    assert not stands(body, metadata={"labels": {}}), "labels change no generation"
+    assert not stands(body, spec={"a": 2}, metadata={"generation": 0, "resourceVersion": "3"}), "kinds without any"
+    assert stands(body)

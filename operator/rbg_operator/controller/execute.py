@@ -1,5 +1,6 @@
 """Carries out a plan, step by step. What comes up on the way ends it early: it is planned again, knowing that.
 
+- Applies that do not wait for each other go out side by side: first what pods need to start, then workloads.
 - A name is looked up before the first apply: another's object of that name is foreign and left alone.
 - An object that the API server refuses (quota, admission, validation) is remembered with its words; others go on.
 - What may succeed later without anybody's doing (409, 429, 5xx, no answer) ends the pass as a Retry.
@@ -7,16 +8,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import groupby, islice
 from typing import Any
 
 import msgspec
 
-from rbg_operator.controller.cache import ADAPTER, GROUP, Cache
+from rbg_operator.controller.cache import ADAPTER, GROUP, WORKLOAD_KINDS, Cache
 from rbg_operator.controller.memory import DELETED_SECONDS, FOREIGN_SECONDS, Memory, Stranger
 from rbg_operator.controller.objects import Custom
 from rbg_operator.controller.workqueue import Retry
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 FINALIZER_MANAGER = f"{FIELD_MANAGER}-teardown"  # of its own: a set applies whole groups, without finalizers
 HOST = socket.gethostname()
 MAX_EVENT_NAME = 200
+MAX_AT_ONCE = 8  # requests of one group
 RESOURCES = {
     (found.api_version, found.kind): found for found in vars(resources).values() if isinstance(found, Resource)
 }
@@ -67,12 +71,15 @@ class Executor:
 
         Raises Retry, and Gone if the target vanished.
         """
-        for step in plan.steps:
-            if isinstance(step, Apply) and memory.waits(step):
-                continue
+        steps = [step for step in plan.steps if not (isinstance(step, Apply) and memory.waits(step))]
+        for batch in batches(steps):
             if not self._may_write():
                 raise Retry("this replica does not lead any more", kind="NotLeading")
-            if await self._do(step, target, memory):
+            done = await asyncio.gather(*(self._do(step, target, memory) for step in batch), return_exceptions=True)
+            for result in done:
+                if isinstance(result, BaseException):
+                    raise result
+            if any(done):
                 return True
         return False
 
@@ -214,6 +221,21 @@ class Executor:
             )
         except ApiError as error:
             log.info("Event %s is not written: %s", step.reason, error, extra={"key": target.key})
+
+
+def batches(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
+    """Steps in order, those together that may be done at the same time: neighbouring applies of one stage."""
+    for stage, group in groupby(steps, _stage):
+        size = MAX_AT_ONCE if stage else 1
+        while batch := tuple(islice(group, size)):
+            yield batch
+
+
+def _stage(step: Step) -> str:
+    """Pods do not start without a ConfigMap that they mount, so workloads come after everything else."""
+    if not isinstance(step, Apply):
+        return ""
+    return "workloads" if step.key[0] in WORKLOAD_KINDS else "objects"
 
 
 def resource_of(api_version: str, kind: str) -> Resource:

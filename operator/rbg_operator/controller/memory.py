@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from rbg_operator.api.documents import Json
 from rbg_operator.kube.resources import Resource
-from rbg_operator.plan.observed import ObjectKey
+from rbg_operator.plan.compare import Comparisons
+from rbg_operator.plan.observed import STATUS_INTERVAL, ObjectKey
 from rbg_operator.plan.steps import Apply
 
 FIRST_REFUSAL_SECONDS = 1.0
@@ -43,7 +44,9 @@ class Memory:
     refused: dict[ObjectKey, Refusal] = field(default_factory=dict)
     foreign: dict[ObjectKey, Stranger] = field(default_factory=dict)
     deleted: dict[str, float] = field(default_factory=dict)  # uid: until when the deletion is not sent again
+    comparisons: Comparisons = field(default_factory=Comparisons)
     status_written_at: float = 0.0
+    status_interval: float = STATUS_INTERVAL
 
     def waits(self, step: Apply) -> bool:
         """Whether the object was refused just now, as it is."""

@@ -23,6 +23,7 @@ def snapshot(target: Custom, memory: Memory, objects: Mapping[ObjectKey, Live], 
         refused={key: refusal.message for key, refusal in memory.refused.items()},
         status=target.status if isinstance(target.status, dict) else {},
         status_written_at=memory.status_written_at,
+        status_interval=memory.status_interval,
         finalizers=target.metadata.finalizers,
         deletion_timestamp=target.metadata.deletion_timestamp,
     )

@@ -39,7 +39,7 @@ class GroupPlanner:
             rendering, manifest = self._preparation.prepare(target, objects, self._cache.context())
         except ManifestError as error:
             return invalid_plan(identity(target), error.problems, observed)
-        return make_plan(rendering, observed, manifest)
+        return make_plan(rendering, observed, manifest, memory.comparisons.matches)
 
     def forget(self, key: Key) -> None:
         self._preparation.forget(key)

@@ -17,13 +17,14 @@ from rbg_operator.kube.client import Client
 from rbg_operator.kube.errors import ApiError
 from rbg_operator.kube.resources import Resource
 from rbg_operator.plan.decide.reporting import earliest
-from rbg_operator.plan.observed import Live
+from rbg_operator.plan.observed import STATUS_INTERVAL, Live
 from rbg_operator.plan.steps import Apply, Plan
 
 T = TypeVar("T")
 
 MAX_ROUNDS = 50  # each but the last has learned of an object that is foreign or refused
 CONFIRMED_SECONDS = 30.0
+STATUS_SECONDS = 1.0  # between two writes that only tell new counts, of all groups together
 VERIFY_SECONDS = 1.0  # after writing, in case nothing is heard: does it stand as it was meant?
 
 
@@ -37,6 +38,7 @@ class Reconciler:
         self._executor = executor
         self._planners = planners
         self._memories: dict[Key, Memory] = {}
+        self._on_their_way: set[Key] = set()
 
     async def reconcile(self, key: Key) -> Done:
         """One pass. Raises Retry for what may succeed later; anything else is a defect."""
@@ -45,6 +47,7 @@ class Reconciler:
             self._forget(key)
             return Done()
         memory = self._memory(key, target)
+        memory.status_interval = max(STATUS_INTERVAL, STATUS_SECONDS * len(self._on_their_way))
         try:
             look_again = await self._rounds(key, target, memory)
         except Gone:
@@ -53,6 +56,10 @@ class Reconciler:
             return Done()
         after = self._target(key)
         settled = after is None or conditions_of(after.status).get("Progressing") != "True"
+        if settled:
+            self._on_their_way.discard(key)
+        else:
+            self._on_their_way.add(key)
         return Done(settled=settled, look_again=earliest(look_again, memory.look_again()))
 
     async def _rounds(self, key: Key, target: Custom, memory: Memory) -> float | None:
@@ -114,4 +121,5 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._memories.pop(key, None)
+        self._on_their_way.discard(key)
         self._planners[key.kind].forget(key)

@@ -131,6 +131,8 @@ class Live(_K8s, frozen=True):
 ObjectKey = tuple[str, str]
 """(kind, name) of an object in the group's namespace."""
 
+STATUS_INTERVAL = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -143,5 +145,6 @@ class Snapshot:
     refused: Mapping[ObjectKey, str] = field(default_factory=dict)  # the API server's words on our last apply
     status: Json = field(default_factory=dict)  # the group's status as last written; any shape, it is only read
     status_written_at: float = 0.0  # seconds since the epoch; 0 when unknown
+    status_interval: float = STATUS_INTERVAL  # seconds between writes that only tell new counts or messages
     finalizers: tuple[str, ...] = ()
     deletion_timestamp: str | None = None

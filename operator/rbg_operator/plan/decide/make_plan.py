@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.plan import labels
+from rbg_operator.plan.compare import matches
 from rbg_operator.plan.decide import history, scaling
 from rbg_operator.plan.decide.decisions import decisions
 from rbg_operator.plan.decide.deleting import deletion_plan
 from rbg_operator.plan.decide.doomed import pods_to_delete
 from rbg_operator.plan.decide.identity import Identity
 from rbg_operator.plan.decide.invalid import invalid_plan
-from rbg_operator.plan.decide.objects import wanted_objects, writes
+from rbg_operator.plan.decide.objects import Stands, wanted_objects, writes
 from rbg_operator.plan.decide.owned import key_of, taken_names
 from rbg_operator.plan.decide.removal import removal
 from rbg_operator.plan.decide.reporting import earliest, report
@@ -20,11 +21,13 @@ from rbg_operator.plan.rendering import Rendering
 from rbg_operator.plan.steps import AddFinalizer, Emit, Plan, Step
 
 
-def make_plan(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup | None = None) -> Plan:
+def make_plan(
+    rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup | None = None, stands: Stands = matches
+) -> Plan:
     """The next steps for one group.
 
     manifest: the group as written; rendering.group is the same with the replicas of its scaling adapters (see
-    `effective`). None: the group has none.
+    `effective`). None: the group has none. stands: `matches`, or one that remembers.
     """
     group = rendering.group
     identity = Identity(group.name, group.namespace, group.uid, group.generation)
@@ -32,16 +35,16 @@ def make_plan(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup
         return deletion_plan(identity, tuple(rendering.roles), snapshot)
     if rendering.problems:
         return invalid_plan(identity, rendering.problems, snapshot)
-    return _next_steps(rendering, snapshot, manifest or group)
+    return _next_steps(rendering, snapshot, manifest or group, stands)
 
 
-def _next_steps(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup) -> Plan:
+def _next_steps(rendering: Rendering, snapshot: Snapshot, manifest: RoleBasedGroup, stands: Stands) -> Plan:
     """Objects first, so that an edit is under way soon; the status before deletions, which it records; Events last."""
     uid, record = rendering.group.uid, key_of(rendering.history)
     decided = decisions(rendering, snapshot)
     owned = decided.owned
     wanted = wanted_objects(rendering, decided)
-    unwritten = writes(wanted, uid, snapshot, owned)
+    unwritten = writes(wanted, uid, snapshot, owned, stands)
     adapters = scaling.wanted_adapters(manifest)
     gone = removal(decided.roles, decided.rollouts, wanted.keys() | adapters, owned, snapshot.now)
     taken = taken_names(snapshot, uid, rendering.group.name, [*wanted, *adapters, record])

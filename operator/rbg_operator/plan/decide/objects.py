@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rbg_operator.api.documents import Json
-from rbg_operator.plan.compare import matches
 from rbg_operator.plan.decide.decisions import Decisions
 from rbg_operator.plan.decide.immutable import must_be_made_anew
 from rbg_operator.plan.decide.owned import deletion, is_blocked, key_of
@@ -18,6 +18,9 @@ from rbg_operator.plan.order import start_order
 from rbg_operator.plan.render import with_knobs
 from rbg_operator.plan.rendering import Rendering
 from rbg_operator.plan.steps import Apply, Delete
+
+Stands: TypeAlias = Callable[[Json, Live], bool]
+"""Whether the sealed object stands so in the cluster (compare.matches)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def clashing_kind(one: ObservedRole, owned: Mapping[ObjectKey, Live]) -> ObjectK
 
 
 def writes(
-    wanted: Mapping[ObjectKey, Wanted], uid: str, snapshot: Snapshot, owned: Mapping[ObjectKey, Live]
+    wanted: Mapping[ObjectKey, Wanted], uid: str, snapshot: Snapshot, owned: Mapping[ObjectKey, Live], stands: Stands
 ) -> dict[ObjectKey, Apply | Delete]:
     """Those that are missing or differ; what cannot be changed is deleted, and made anew when it is gone."""
     found: dict[ObjectKey, Apply | Delete] = {}
@@ -68,7 +71,7 @@ def writes(
         live = owned.get(key)
         if live is None:
             found[key] = Apply(one.body, create=True)
-        elif matches(one.body, live):
+        elif stands(one.body, live):
             continue
         elif must_be_made_anew(one.body, live):
             found[key] = deletion(key, live, "a field that differs cannot be changed", foreground=True)

@@ -15,8 +15,6 @@ from rbg_operator.plan.decide.times import format_time
 from rbg_operator.plan.observed import Snapshot
 from rbg_operator.plan.rendering import Rendering
 
-INTERVAL = 10.0  # seconds between writes that only tell new counts or messages
-
 
 def group_status(
     rendering: Rendering,
@@ -79,7 +77,7 @@ def when_to_write(status: Json, snapshot: Snapshot) -> float | None:
         return None
     if _urgent(status) != _urgent(snapshot.status):
         return 0.0
-    return max(0.0, snapshot.status_written_at + INTERVAL - snapshot.now)
+    return max(0.0, snapshot.status_written_at + snapshot.status_interval - snapshot.now)
 
 
 def _urgent(status: Any) -> Any:
