@@ -70,6 +70,16 @@ class ServerConfig:
     disaggregation_transfer_backend: str = flag("tcp", "How KV moves from prefill to decode.", choices=("tcp", "shm"))
     disaggregation_bootstrap_port: int = flag(8998, "Port on which prefill meets decode workers.")
 
+    tool_call_parser: str | None = flag(
+        None, "How tool calls stand in answers; default: as the model's family writes them.",
+        choices=("hermes", "qwen25", "llama3", "none"),
+    )  # fmt: skip
+    reasoning_parser: str | None = flag(
+        None, "Split <think>…</think> off answers; deepseek-r1: they begin inside.", choices=("qwen3", "deepseek-r1")
+    )
+    api_key: str | None = flag(None, "Key that clients must send as a bearer token; health and metrics stay open.")
+    admin_api_key: str | None = flag(None, "Key for /flush_cache and /abort_request; default: --api-key.")
+
     dtype: str = flag("auto", "Data type of weights and KV.", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = flag("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     load_format: str = flag("auto", "auto reads safetensors; dummy draws random weights.", choices=("auto", "dummy"))

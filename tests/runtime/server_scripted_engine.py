@@ -3,8 +3,9 @@
     python server_scripted_engine.py serve FLAGS…   the server
     python server_scripted_engine.py                its engine, started by it
 
-The engine repeats the prompt's tokens as the answer (on a decode worker: TOKENS). top_k chooses other behaviour; every
-message it receives becomes a line of JSON in the file SCRIPT_LOG. SCRIPT_START chooses how it starts.
+The engine repeats the prompt's tokens as the answer (on a decode worker: TOKENS). top_k chooses other behaviour; the
+variable SCRIPT_ANSWERS (JSON) has texts to answer by the seed of the request. Every message it receives becomes a line
+of JSON in the file SCRIPT_LOG. SCRIPT_START chooses how it starts.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from typing import Any
 
 import msgspec
 import zmq
+from tokenizers import Tokenizer
 
 from epd_runtime import messages
 from epd_runtime.messages import (
     AbortRequest,
+    CacheFlushed,
     EncodeDone,
     EncodeRequest,
     EngineFailed,
     EngineReady,
     EngineStats,
     FailRequest,
+    FlushCache,
     GenerateRequest,
     RequestFailed,
     Span,
     StepOutputs,
+    TokenLogprobs,
     TokenOutput,
 )
 
@@ -40,6 +45,7 @@ SLOW, REFUSE, SILENT = 99, 98, 97  # top_k
 SLOW_SECONDS = 0.03  # per token
 CONTEXT = 4096
 TOKENS = list(b"hello world")
+END = 378  # <|im_end|>
 STATS = EngineStats(num_running=1, pages_total=100, pages_used=25, rooms=3, embeddings_pending=2)
 
 
@@ -53,6 +59,7 @@ class Engine:
         self.sender = context.socket(zmq.PUSH)
         self.sender.connect(f"ipc://{ipc_dir}/from_engine.ipc")
         self.log = log
+        self.answers = scripted_answers()
         self.running: dict[str, tuple[GenerateRequest, int, float]] = {}  # request, tokens sent, time of the next
 
     def send(self, message: messages.FromEngine) -> None:
@@ -80,6 +87,10 @@ class Engine:
                     self.send(RequestFailed(message.rid, message.status, message.message))
             case EncodeRequest():
                 self.encode(message)
+            case FlushCache() if self.running:
+                self.send(RequestFailed(message.rid, 400, f"{len(self.running)} requests are under way"))
+            case FlushCache():
+                self.send(CacheFlushed(message.rid, STATS))
             case _:
                 pass
 
@@ -106,21 +117,40 @@ class Engine:
             self.send(StepOutputs(outputs, STATS))
 
     def output(self, request: GenerateRequest, sent: int) -> TokenOutput:
-        source = request.input_ids or TOKENS
+        source = self.answers.get(request.sampling.seed) or request.input_ids or TOKENS
         limit = request.sampling.max_new_tokens if request.sampling.max_new_tokens > 0 else len(source)
         last = sent + 1 >= limit
         token = source[sent % len(source)]
-        stopped = token in request.sampling.stop_token_ids
+        stopped = token in request.sampling.stop_token_ids or token == END
+        wanted = request.sampling.logprobs
+        prompt_from = request.sampling.prompt_logprobs_from
         return TokenOutput(
             request.rid,
             [token],
             finish_reason="stop" if stopped else "length" if last else None,
             matched_stop=token if stopped else None,
-            prompt_tokens=len(source),
+            prompt_tokens=len(request.input_ids or TOKENS),
             completion_tokens=sent + 1,
             cached_tokens=1,
             spans=[Span("decode", 1.0, 2.0)] if last or stopped else [],
+            logprobs=[logprobs_of(token, wanted)] if wanted >= 0 else [],
+            prompt_logprobs=[logprobs_of(one, wanted) if index or prompt_from else None
+                             for index, one in enumerate(request.input_ids[prompt_from:])]
+            if prompt_from >= 0 and not sent else [],
         )
+
+
+def logprobs_of(token: int, wanted: int) -> TokenLogprobs:
+    return TokenLogprobs(-token / 100, [(token, -token / 100), (token + 1, float("-inf"))][:wanted])
+
+
+def scripted_answers() -> dict[int, list[int]]:
+    """Tokens to answer by seed, each answer closed by END."""
+    texts = json.loads(os.environ.get("SCRIPT_ANSWERS", "{}"))
+    if not texts:
+        return {}
+    tokenizer = Tokenizer.from_file(str(Path(__file__).parents[2] / "models" / "handwriting" / "tokenizer.json"))
+    return {int(seed): [*tokenizer.encode(text).ids, END] for seed, text in texts.items()}
 
 
 def summary(message: messages.ToEngine) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from epd_runtime.frontend.chat import split_messages
+from epd_runtime.frontend.chat import Chat, split_messages
 from epd_runtime.frontend.chat_template import ChatTemplate
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.images import ImageLimits
@@ -102,7 +102,7 @@ async def test_chat_with_images_equals_the_reference(builder: PromptBuilder, mod
             {"role": "assistant", "content": "ok"},
             {"role": "user", "content": "?"},
         ]
-        prompt = await builder.from_chat(messages, {})
+        prompt = await builder.from_chat(Chat(messages))
 
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
@@ -120,7 +120,7 @@ async def test_chat_with_images_equals_the_reference(builder: PromptBuilder, mod
 
 
 async def test_text_only_prompts_count_up(builder: PromptBuilder) -> None:
-    prompt = await builder.from_chat([{"role": "user", "content": "plain"}], {})
+    prompt = await builder.from_chat(Chat([{"role": "user", "content": "plain"}]))
     assert (prompt.positions, prompt.position_delta, prompt.images) == (b"", 0, [])
 
 
@@ -172,7 +172,7 @@ async def test_impossible_prompts(builder: PromptBuilder, prompt: Any, sources: 
 )
 async def test_malformed_messages(builder: PromptBuilder, messages: list[Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        await builder.from_chat(messages, {})
+        await builder.from_chat(Chat(messages))
     assert caught.value.status == 400
 
 

@@ -139,11 +139,13 @@ async def test_native_whole_stream_and_batch(http: aiohttp.ClientSession) -> Non
     body = {"text": "abcdef", "rid": "mine", "sampling_params": {"max_new_tokens": 3}, "model": None}
     status, answer = await post(http, "/generate", body)
     assert status == 200
+    assert answer["meta_info"].pop("e2e_latency") > 0
     meta = {"id": "mine", "finish_reason": {"type": "length", "length": 3}, "prompt_tokens": 6, "completion_tokens": 3,
             "cached_tokens": 1}  # fmt: skip
     assert answer == {"text": "abc", "output_ids": [64, 65, 66], "meta_info": meta}
     async with http.post("/generate", json={**body, "stream": True}) as response:
         received = await events(response)
+    assert received[-1]["meta_info"].pop("e2e_latency") > 0
     assert received[-1] == answer
     assert all("abc".startswith(item["text"]) for item in received)
     _, batch = await post(

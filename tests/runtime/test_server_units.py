@@ -17,7 +17,9 @@ from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.model_folder import SamplingDefaults
 from epd_runtime.messages import Bootstrap, Grammar
 from epd_runtime.server import http as server_http
-from epd_runtime.server.protocol import ChatRequest, NativeRequest, RoomFields, parse_body, refuse_unsupported
+from epd_runtime.server.protocol.base import RoomFields, parse_body, refuse_unsupported
+from epd_runtime.server.protocol.native import NativeRequest
+from epd_runtime.server.protocol.openai import ChatRequest
 from epd_runtime.server.rooms import ROOMS, derive_room, plan_rooms
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan, SamplingRequest, plan_sampling
 
@@ -232,6 +234,6 @@ def test_errors_name_the_field() -> None:
     with pytest.raises(RequestError) as caught:
         parse_body(b'{"max_tokens": "5"}', ChatRequest)
     assert caught.value.param == "max_tokens"
-    with pytest.raises(RequestError, match="tools is not supported"):
-        refuse_unsupported(parse_body(b'{"tools": [{}]}', ChatRequest))
-    refuse_unsupported(parse_body(b'{"tools": [], "min_p": 0, "repetition_penalty": 1}', ChatRequest))
+    with pytest.raises(RequestError, match="functions is not supported"):
+        refuse_unsupported(parse_body(b'{"functions": [{}]}', ChatRequest))
+    refuse_unsupported(parse_body(b'{"functions": [], "return_hidden_states": false}', ChatRequest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,19 @@ from epd_runtime.frontend.errors import RequestError, bad_request
 
 Message = dict[str, Any]
 MAX_MESSAGES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A conversation as a body has it. variables and tools go to the chat template.
+
+    continues_last: the prompt ends inside of the last message, so that the answer goes on with it.
+    """
+
+    messages: Sequence[Any]
+    variables: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tools: Sequence[Any] | None = None
+    continues_last: bool = False
 
 
 def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Message], list[str]]:
@@ -27,10 +42,50 @@ def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Mes
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise bad_request(f"{where} must be an object with a role and a content", where)
         parts = _parts(message.get("content"), f"{where}.content", sources)
-        plain.append({**message, "content": _for_template(parts, with_images)})
+        rest = {name: value for name, value in message.items() if value is not None and name != "tool_calls"}
+        plain.append({**rest, "content": _for_template(parts, with_images), **_tool_calls(message, where)})
     if sources and not with_images:
         raise bad_request("this model takes no images; send text only, or use a vision-language model", "messages")
     return plain, sources
+
+
+def split_continued(messages: list[Message]) -> tuple[list[Message], str]:
+    """Messages of a chat that continues its last one: those before it, and its text; raises RequestError 400."""
+    last = messages[-1]
+    if last["role"] != "assistant" or "tool_calls" in last:
+        raise bad_request(
+            "continue_final_message needs an assistant's message without tool calls as the last one", "messages"
+        )
+    content = last["content"]
+    if not isinstance(content, str):
+        if any(part["type"] != "text" for part in content):
+            raise bad_request("continue_final_message needs a last message of text only", "messages")
+        content = "".join(part["text"] for part in content)
+    return messages[:-1], content
+
+
+def _tool_calls(message: Message, where: str) -> Message:
+    """tool_calls with their arguments as objects, which is what templates expect; the API has them as strings."""
+    calls = message.get("tool_calls")
+    if calls is None or calls == []:
+        return {}
+    if not isinstance(calls, list) or any(not isinstance(call, dict) for call in calls):
+        raise bad_request(f"{where}.tool_calls must be a list of objects", where)
+    return {"tool_calls": [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]}
+
+
+def _tool_call(call: Message, where: str) -> Message:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise bad_request(f"{where}.function must be an object with a name and arguments", where)
+    arguments = function.get("arguments") or {}
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"{where}.function.arguments is not valid JSON: {error}", where) from None
+    if not isinstance(arguments, dict):
+        raise bad_request(f"{where}.function.arguments must be a JSON object", where)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _parts(content: Any, where: str, sources: list[str]) -> str | list[Message]:

@@ -13,10 +13,11 @@ from tokenizers.decoders import DecodeStream
 
 
 class StopMatcher:
-    """Finds stop strings in text that arrives in pieces."""
+    """Finds stop strings in text that arrives in pieces. keeps: a stop string is part of the text it ends."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], keeps: bool = False) -> None:
         self._stops = tuple(stops)
+        self._keeps = keeps
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
@@ -26,8 +27,8 @@ class StopMatcher:
         if matches:
             index, stop = min(matches, key=lambda match: match[0])
             self._held = ""
-            return text[:index], stop
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            return text[: index + len(stop) if self._keeps else index], stop
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
@@ -37,7 +38,7 @@ class StopMatcher:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of text that begins stop."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
@@ -46,12 +47,18 @@ def _overlap(text: str, stop: str) -> int:
 class Detokenizer:
     """Text of one answer. Not to be fed again once a stop string matched or finish() was called."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, stops: Sequence[str] = (), skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        stops: Sequence[str] = (),
+        skip_special: bool = True,
+        keeps_stops: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._stream = DecodeStream(skip_special_tokens=skip_special)
         self._pending: list[int] = []  # ids whose text the stream still holds
-        self._stops = StopMatcher(stops) if stops else None
+        self._stops = StopMatcher(stops, keeps_stops) if stops else None
 
     def feed(self, ids: Iterable[int]) -> tuple[str, str | None]:
         """(new text, the stop string that matched or None)."""

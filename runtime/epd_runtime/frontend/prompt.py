@@ -11,9 +11,8 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
-from epd_runtime.frontend.chat import split_messages
+from epd_runtime.frontend.chat import Chat, split_continued, split_messages
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.frontend.images import ImageLimits, read_size, smart_resize
 from epd_runtime.frontend.media import MediaFetcher
@@ -35,6 +34,15 @@ class Prompt:
     position_delta: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """How a prompt is built. param: the field of the body that it comes from."""
+
+    param: str
+    special_tokens: bool = True
+    bounded: bool = True
+
+
 class PromptBuilder:
     """Builds prompts for one model. context_length is in tokens."""
 
@@ -44,31 +52,44 @@ class PromptBuilder:
         self._fetcher = fetcher
         self._limits = limits
 
-    async def from_chat(self, messages: Sequence[Any], template_variables: dict[str, Any]) -> Prompt:
-        """Prompt of OpenAI chat messages; raises RequestError."""
+    async def from_chat(self, chat: Chat, bounded: bool = True) -> Prompt:
+        """Prompt of OpenAI chat messages; raises RequestError. bounded: it must fit the context with its answer."""
         if self.model.chat_template is None:
             raise bad_request("this model has no chat template; use /generate with text or input_ids", "messages")
-        plain, sources = split_messages(messages, with_images=self.model.resize is not None)
-        text = self.model.chat_template.render(plain, template_variables)
-        return await self._build(text, sources, special_tokens=False)
+        messages, sources = split_messages(chat.messages, with_images=self.model.resize is not None)
+        continued = ""
+        if chat.continues_last:
+            messages, continued = split_continued(messages)
+        tools = {} if chat.tools is None else {"tools": list(chat.tools)}
+        text = self.model.chat_template.render(messages, {**chat.variables, **tools}) + continued
+        return await self._build(text, sources, _Rules("messages", special_tokens=False, bounded=bounded))
 
-    async def from_native(self, prompt: str | list[int], sources: Sequence[str]) -> Prompt:
-        """Prompt of a text or token ids, which hold one placeholder per image; raises RequestError."""
+    async def from_native(
+        self, prompt: str | list[int], sources: Sequence[str] = (), param: str = "input_ids"
+    ) -> Prompt:
+        """Prompt of a text or token ids, which hold one placeholder per image; raises RequestError naming `param`."""
         if sources and self.model.resize is None:
             raise bad_request("this model takes no images; send text only", "image_data")
-        return await self._build(prompt, sources, special_tokens=True)
+        return await self._build(prompt, sources, _Rules(param))
+
+    async def tokenize(self, text: str, special_tokens: bool) -> list[int]:
+        """Token ids of a text, which may be longer than the context; raises RequestError when it is absurdly long."""
+        rules = _Rules("prompt", special_tokens)
+        if len(text) <= INLINE_CHARACTERS:
+            return self._tokenize(text, rules)
+        return await asyncio.to_thread(self._tokenize, text, rules)
 
     async def read_image(self, source: str, param: str) -> ImageInput:
         """One image outside any prompt: its data, hash, grid and number of tokens. Raises RequestError."""
         data = await self._fetcher.fetch(source, param)
         return await asyncio.to_thread(self._image, data, param)
 
-    async def _build(self, prompt: str | list[int], sources: Sequence[str], special_tokens: bool) -> Prompt:
+    async def _build(self, prompt: str | list[int], sources: Sequence[str], rules: _Rules) -> Prompt:
         files = await self._fetch_all(sources)
         small = not files and len(prompt) <= INLINE_CHARACTERS
         if small:
-            return self._assemble(prompt, files, special_tokens)
-        return await asyncio.to_thread(self._assemble, prompt, files, special_tokens)
+            return self._assemble(prompt, files, rules)
+        return await asyncio.to_thread(self._assemble, prompt, files, rules)
 
     async def _fetch_all(self, sources: Sequence[str]) -> list[bytes]:
         if len(sources) > self._limits.max_images:
@@ -83,11 +104,13 @@ class PromptBuilder:
             raise _first(errors) from None
         return [task.result() for task in tasks]
 
-    def _assemble(self, prompt: str | list[int], files: list[bytes], special_tokens: bool) -> Prompt:
-        ids = self._tokenize(prompt, special_tokens) if isinstance(prompt, str) else self._checked_ids(prompt)
+    def _assemble(self, prompt: str | list[int], files: list[bytes], rules: _Rules) -> Prompt:
+        ids = self._tokenize(prompt, rules) if isinstance(prompt, str) else self.checked_ids(prompt, rules.param)
+        if not ids:
+            raise bad_request(f"the prompt is empty; send at least one token in {rules.param}", rules.param)
         images = [self._image(data, f"image {index}") for index, data in enumerate(files)]
         ids, images = expand_placeholders(ids, images, self.model.image_token_id, self.model.image_token)
-        if len(ids) >= self.context_length:
+        if rules.bounded and len(ids) >= self.context_length:
             raise self._too_long(len(ids))
         vision = self.model.config.vision
         if not images or vision is None:
@@ -95,22 +118,20 @@ class PromptBuilder:
         positions, delta = mrope_positions(len(ids), images, vision.merge_size)
         return Prompt(ids, images, positions.tobytes(), delta)
 
-    def _tokenize(self, text: str, special_tokens: bool) -> list[int]:
+    def _tokenize(self, text: str, rules: _Rules) -> list[int]:
         if len(text) > self.context_length * MAX_CHARACTERS_PER_TOKEN:
             raise bad_request(
-                f"{len(text)} characters cannot fit the context of {self.context_length} tokens; shorten the prompt"
+                f"{len(text)} characters cannot fit the context of {self.context_length} tokens; shorten the prompt",
+                rules.param,
             )
-        ids: list[int] = self.model.tokenizer.encode(text, add_special_tokens=special_tokens).ids
-        if not ids:
-            raise bad_request("the prompt is empty; send at least one token")
+        ids: list[int] = self.model.tokenizer.encode(text, add_special_tokens=rules.special_tokens).ids
         return ids
 
-    def _checked_ids(self, ids: list[int]) -> list[int]:
+    def checked_ids(self, ids: list[int], param: str) -> list[int]:
+        """The same ids; raises RequestError 400 naming `param` when one is outside the vocabulary."""
         size = self.model.config.text.vocab_size
-        if not ids:
-            raise bad_request("input_ids is empty; send at least one token", "input_ids")
-        if min(ids) < 0 or max(ids) >= size:
-            raise bad_request(f"input_ids must be between 0 and {size - 1}, the model's vocabulary", "input_ids")
+        if ids and (min(ids) < 0 or max(ids) >= size):
+            raise bad_request(f"{param} must be between 0 and {size - 1}, the model's vocabulary", param)
         return ids
 
     def _too_long(self, length: int) -> RequestError:

@@ -1,15 +1,16 @@
 """The routes. Which ones exist depends on the role; everything else about a request lives behind them.
 
 Whatever a client sends, the answer is an HTTP status with a reason: exceptions that are not RequestError are bugs,
-logged with a traceback and answered with 500.
+logged with a traceback and answered with 500. /openapi.json describes the same list of routes that is served.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -20,12 +21,17 @@ from starlette.exceptions import HTTPException
 from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.server import info
+from epd_runtime.server.admin_api import abort, flush_cache, generate_health
+from epd_runtime.server.auth import ApiKeys
+from epd_runtime.server.chat_api import ChatAnswer, plan_chat
+from epd_runtime.server.completions_api import CompletionAnswer, plan_completion
 from epd_runtime.server.encode_api import encode_images
 from epd_runtime.server.generation import Generation
 from epd_runtime.server.http import (
     CLIENT_GONE,
     ClientGoneError,
     EventStream,
+    Frames,
     error_response,
     json_response,
     read_body,
@@ -33,9 +39,13 @@ from epd_runtime.server.http import (
     unless_disconnected,
 )
 from epd_runtime.server.native_api import NativeAnswer, native_job
-from epd_runtime.server.openai_api import ChatAnswer, chat_job
-from epd_runtime.server.protocol import ChatRequest, EncodeBody, NativeRequest, parse_body
+from epd_runtime.server.openapi import openapi_document
+from epd_runtime.server.protocol.base import EncodeBody, parse_body
+from epd_runtime.server.protocol.native import NativeRequest
+from epd_runtime.server.protocol.openai import ChatRequest, CompletionRequest
+from epd_runtime.server.protocol.utility import AbortBody, DetokenizeBody, TokenizeBody
 from epd_runtime.server.service import Service, Status
+from epd_runtime.server.tokenize_api import detokenize, tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -43,70 +53,150 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """One route. body: the struct that decodes its requests' bodies."""
+
+    path: str
+    handler: Handler
+    summary: str
+    methods: tuple[str, ...] = ("GET",)
+    body: type[msgspec.Struct] | None = None
+    path_parameter: str | None = None
+
+
+class Answering(Protocol):
+    """An answer that can be given whole or as a stream."""
+
+    async def whole(self) -> Any: ...
+
+    def frames(self) -> Frames: ...
+
+
 def build_app(service: Service) -> FastAPI:
     """The application of one server process."""
     app = FastAPI(title="epd_runtime", openapi_url=None)
-    _add_information(app, service)
-    if service.config.role is Role.ENCODER:
-        _post(app, "/encode", _encode(service))
-    else:
-        _post(app, "/v1/chat/completions", _counting(service, _chat(service)))
-        _post(app, "/generate", _counting(service, _generate(service)))
+    endpoints = _information(service) + _administration(service)
+    endpoints += _encoding(service) if service.config.role is Role.ENCODER else _generation(service)
+    document = openapi_document(endpoints, with_keys=service.config.api_key is not None)
+
+    async def openapi(request: Request) -> Response:
+        return json_response(document)
+
+    for endpoint in [*endpoints, Endpoint("/openapi.json", openapi, "This document")]:
+        app.add_api_route(endpoint.path, endpoint.handler, methods=list(endpoint.methods), response_model=None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
+    if service.config.api_key or service.config.admin_api_key:
+        app.add_middleware(ApiKeys, service.config.api_key, service.config.admin_api_key)
     return app
 
 
-def _post(app: FastAPI, path: str, handler: Handler) -> None:
-    app.add_api_route(path, handler, methods=["POST"], response_model=None)
-
-
-def _add_information(app: FastAPI, service: Service) -> None:
-    def get(path: str, render: Callable[[], Response]) -> None:
-        async def endpoint() -> Response:
+def _information(service: Service) -> list[Endpoint]:
+    def get(path: str, summary: str, render: Callable[[], Response], *methods: str) -> Endpoint:
+        async def handler(request: Request) -> Response:
             return render()
 
-        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        return Endpoint(path, handler, summary, methods or ("GET",))
 
     def health() -> Response:
         status = 200 if service.status is Status.SERVING else 503
         return json_response({"status": service.status.value}, status, retry_headers(status))
 
-    get("/health", health)
-    get("/ready", health)
-    for name in ("/server_info", "/get_server_info"):
-        get(name, lambda: json_response(info.server_info(service)))
-    for name in ("/model_info", "/get_model_info"):
-        get(name, lambda: json_response(info.model_info(service)))
-    get("/v1/models", lambda: json_response(info.model_list(service)))
-    get("/metrics", lambda: Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST))
+    async def model(request: Request) -> Response:
+        name = request.path_params["model"]
+        if name in (service.config.model_name, service.config.model_path):
+            return json_response(info.model_card(service))
+        try:
+            service.check_model_name(name or " ")
+        except RequestError as error:
+            return error_response(error)
+        return json_response(info.model_card(service))
+
+    server_info = partial(_json, service, info.server_info)
+    model_info = partial(_json, service, info.model_info)
+    return [
+        *(get(path, "Whether requests are served", health) for path in ("/health", "/ready")),
+        get("/ping", "Whether requests are served", health, "GET", "POST"),
+        *(get(path, "Flags, state, memory", server_info) for path in ("/server_info", "/get_server_info")),
+        *(get(path, "The model", model_info) for path in ("/model_info", "/get_model_info")),
+        get("/v1/models", "The model, as a list", partial(_json, service, info.model_list)),
+        Endpoint("/v1/models/{model:path}", model, "The model", path_parameter="model"),
+        get("/version", "Version of this server", lambda: json_response({"version": info.VERSION})),
+        get("/v1/loads", "What the engine is doing", partial(_json, service, info.loads)),
+        get("/get_load", "What the engine is doing", lambda: json_response([info.engine_load(service)])),
+        get("/metrics", "Prometheus", lambda: Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)),
+    ]
 
 
-def _chat(service: Service) -> Handler:
-    async def chat_completions(request: Request) -> Response:
+def _json(service: Service, render: Callable[[Service], Any]) -> Response:
+    return json_response(render(service))
+
+
+def _administration(service: Service) -> list[Endpoint]:
+    async def health(request: Request) -> Response:
+        await unless_disconnected(request.receive, generate_health(service))
+        return json_response({"status": service.status.value})
+
+    async def flush(request: Request) -> Response:
+        await flush_cache(service)
+        return json_response({"success": True, "message": "the cache is empty"})
+
+    async def abort_request(request: Request) -> Response:
+        return json_response(abort(service, parse_body(await read_body(request), AbortBody)))
+
+    return [
+        Endpoint("/health_generate", _guarded(service, health), "Health proven by a token"),
+        Endpoint("/flush_cache", _guarded(service, flush), "Forget cached prefixes and embeddings", ("POST", "GET")),
+        Endpoint("/abort_request", _guarded(service, abort_request), "End requests", ("POST",), AbortBody),
+    ]
+
+
+def _generation(service: Service) -> list[Endpoint]:
+    def post(path: str, handler: Handler, summary: str, body: type[msgspec.Struct]) -> Endpoint:
+        return Endpoint(path, _guarded(service, handler), summary, ("POST",), body)
+
+    async def chat(request: Request) -> Response:
         body = parse_body(await read_body(request), ChatRequest)
-        answer = ChatAnswer(service, body, Generation(service, chat_job(service, body)))
+        plan = plan_chat(service, body)
+        answer = ChatAnswer(service, body, plan, Generation(service, plan.job))
         return await _respond(service, request, answer, bool(body.stream))
 
-    return chat_completions
+    async def completions(request: Request) -> Response:
+        body = parse_body(await read_body(request), CompletionRequest)
+        plan = plan_completion(service, body)
+        answer = CompletionAnswer(service, body, plan, Generation(service, plan.job))
+        return await _respond(service, request, answer, bool(body.stream))
 
-
-def _generate(service: Service) -> Handler:
     async def generate(request: Request) -> Response:
         body = parse_body(await read_body(request), NativeRequest)
-        answer = NativeAnswer(body, Generation(service, native_job(service, body)))
+        job = native_job(service, body)
+        answer = NativeAnswer(service, body, job, Generation(service, job))
         return await _respond(service, request, answer, bool(body.stream))
 
-    return generate
+    async def tokens(request: Request) -> Response:
+        body = parse_body(await read_body(request), TokenizeBody)
+        return json_response(await unless_disconnected(request.receive, tokenize(service, body)))
+
+    async def text(request: Request) -> Response:
+        return json_response(detokenize(service, parse_body(await read_body(request), DetokenizeBody)))
+
+    return [
+        post("/v1/chat/completions", chat, "OpenAI chat completions", ChatRequest),
+        post("/v1/completions", completions, "OpenAI completions", CompletionRequest),
+        post("/generate", generate, "The native API", NativeRequest),
+        *(post(path, tokens, "Token ids of a text or chat", TokenizeBody) for path in ("/tokenize", "/v1/tokenize")),
+        *(post(path, text, "Text of token ids", DetokenizeBody) for path in ("/detokenize", "/v1/detokenize")),
+    ]
 
 
-async def _respond(service: Service, request: Request, answer: ChatAnswer | NativeAnswer, stream: bool) -> Response:
+async def _respond(service: Service, request: Request, answer: Answering, stream: bool) -> Response:
     if stream:
         return EventStream(answer.frames(), partial(_record_error, service, request.url.path))
     return json_response(await unless_disconnected(request.receive, answer.whole()))
 
 
-def _counting(service: Service, handler: Handler) -> Handler:
+def _guarded(service: Service, handler: Handler) -> Handler:
     """Errors before the answer begins, in the shape of the OpenAI API; streams tell of theirs themselves."""
 
     async def endpoint(request: Request) -> Response:
@@ -121,8 +211,8 @@ def _counting(service: Service, handler: Handler) -> Handler:
     return endpoint
 
 
-def _encode(service: Service) -> Handler:
-    async def endpoint(request: Request) -> Response:
+def _encoding(service: Service) -> list[Endpoint]:
+    async def encode(request: Request) -> Response:
         body: EncodeBody | None = None
         try:
             body = parse_body(await read_body(request), EncodeBody)
@@ -137,7 +227,7 @@ def _encode(service: Service) -> Handler:
         service.metrics.encoder_requests.labels("image", str(status)).inc()
         return json_response(content, status, retry_headers(status))
 
-    return endpoint
+    return [Endpoint("/encode", encode, "Encode an image for a prefill server", ("POST",), EncodeBody)]
 
 
 def _record_error(service: Service, path: str, error: RequestError) -> None:

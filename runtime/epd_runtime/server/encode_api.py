@@ -15,7 +15,7 @@ from typing import Any
 from epd_runtime.disaggregation.embeddings.encoder_client import request_timeout
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.messages import EncodeDone, EncodeRequest, ImageInput
-from epd_runtime.server.protocol import EncodeBody
+from epd_runtime.server.protocol.base import EncodeBody
 from epd_runtime.server.service import Service
 
 MAX_PARTS = 4096

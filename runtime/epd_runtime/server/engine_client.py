@@ -26,11 +26,13 @@ from epd_runtime import messages
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.messages import (
     AbortRequest,
+    CacheFlushed,
     EncodeDone,
     EncodeRequest,
     EngineFailed,
     EngineReady,
     EngineStats,
+    FlushCache,
     GenerateRequest,
     RequestFailed,
     StepOutputs,
@@ -38,7 +40,8 @@ from epd_runtime.messages import (
 )
 from epd_runtime.server.engine_process import EngineSockets
 
-Output: TypeAlias = TokenOutput | EncodeDone
+Output: TypeAlias = TokenOutput | EncodeDone | CacheFlushed
+Task: TypeAlias = GenerateRequest | EncodeRequest | FlushCache  # what has an end
 BURST = 64  # messages taken in one turn of the event loop, so that HTTP connections are served in between
 
 logger = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ class Mailbox:
 
     def put(self, output: Output) -> None:
         """Called by the reader."""
-        if isinstance(output, EncodeDone) or output.finish_reason is not None:
+        if not isinstance(output, TokenOutput) or output.finish_reason is not None:
             self.open.discard(output.rid)
         self._items.append(output)
         self._wake()
@@ -91,6 +94,7 @@ class EngineClient:
 
     def __init__(self, sockets: EngineSockets) -> None:
         self.stats = EngineStats()
+        self.num_steps = 0  # steps that gave tokens
         self.dead: RequestError | None = None
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineReady | EngineFailed] = self._loop.create_future()
@@ -102,7 +106,7 @@ class EngineClient:
         self._loop.call_soon(self._read)
 
     @contextmanager
-    def open(self, requests: Sequence[GenerateRequest] | Sequence[EncodeRequest]) -> Iterator[Mailbox]:
+    def open(self, requests: Sequence[Task]) -> Iterator[Mailbox]:
         """Submit requests; on leaving, what is unfinished is aborted. Raises RequestError 503 if the engine died."""
         if self.dead is not None:
             raise self.dead
@@ -117,6 +121,12 @@ class EngineClient:
                 del self._mailboxes[request.rid]
             for rid in mailbox.open:
                 self.send(AbortRequest(rid))
+
+    def finish(self, mailbox: Mailbox, last: TokenOutput) -> None:
+        """End one request of a mailbox for its reader and in the engine, as an administrator wants it."""
+        if last.rid in mailbox.open:
+            mailbox.put(last)
+            self.send(AbortRequest(last.rid))
 
     def abort(self, mailbox: Mailbox, rid: str) -> None:
         """End one request of a mailbox early, as finished: its stop string matched."""
@@ -162,9 +172,10 @@ class EngineClient:
         match message:
             case StepOutputs():
                 self.stats = message.stats
+                self.num_steps += bool(message.outputs)
                 for output in message.outputs:
                     self._deliver(output)
-            case EncodeDone():
+            case EncodeDone() | CacheFlushed():
                 self.stats = message.stats
                 self._deliver(message)
             case RequestFailed():

@@ -24,7 +24,15 @@ from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient
 from epd_runtime.frontend.detokenizer import Detokenizer
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
-from epd_runtime.messages import Bootstrap, FailRequest, FailRoom, GenerateRequest, Span, TokenOutput
+from epd_runtime.messages import (
+    Bootstrap,
+    FailRequest,
+    FailRoom,
+    GenerateRequest,
+    Span,
+    TokenLogprobs,
+    TokenOutput,
+)
 from epd_runtime.server.engine_client import Mailbox
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan
 from epd_runtime.server.service import Service
@@ -36,11 +44,26 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A parsed body. rooms has one entry per sample, prompt by prompt."""
+    """A parsed body. plans has one entry per prompt, all with the same n; the others one per sample, prompt by prompt.
+
+    names are what /abort_request knows the samples by. keeps_stops: what ended an answer is part of its text.
+    """
 
     prompts: Sequence[Callable[[PromptBuilder], Awaitable[Prompt]]]
-    sampling: SamplingPlan
+    plans: Sequence[SamplingPlan]
     rooms: Sequence[Bootstrap | None]
+    names: Sequence[str]
+    priority: int = 0
+    keeps_stops: bool = False
+
+    @property
+    def n(self) -> int:
+        """Samples per prompt."""
+        return self.plans[0].n
+
+    def plan_of(self, index: int) -> SamplingPlan:
+        """Plan of a sample."""
+        return self.plans[index // self.n]
 
 
 @dataclasses.dataclass
@@ -55,48 +78,81 @@ class Answer:
     completion_tokens: int = 0
     cached_tokens: int = 0
     spans: list[Span] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # one per token id, when asked for
+    prompt_logprobs: list[TokenLogprobs | None] = dataclasses.field(default_factory=list)
+    hides_stop: bool = False  # the last token id is a stop token that is not shown
+    arrived: float = 0.0
+    finished: float = 0.0  # seconds of time.time(), 0 before
 
     @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self.pieces)
 
+    @property
+    def shown_ids(self) -> list[int]:
+        """Token ids without a stop token that is not shown."""
+        return self.token_ids[:-1] if self.hides_stop else self.token_ids
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delta:
-    """What one engine step added to the sample `index`."""
+    """What one engine step added to the sample `index`. tokens: those of the text, without a stop token left out."""
 
     index: int
     text: str
     finished: bool
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
 
 
 class Generation:
     """Runs one job. answers is current after every batch of deltas."""
 
     def __init__(self, service: Service, job: Job) -> None:
-        self.answers = [Answer() for _ in job.rooms]
+        self._arrived = time.time()
+        self.answers = [Answer(arrived=self._arrived) for _ in job.rooms]
+        self.prompts: list[Prompt] = []  # once they are built; empty ones on a decode worker
         self._service = service
         self._job = job
-        self._arrived = time.time()
         self._last_output = [0.0] * len(job.rooms)
         self._index_of: dict[str, int] = {}
         self._tokenized: Span | None = None
+        self._mailbox: Mailbox | None = None  # while the engine has the requests
+        self._aborted: set[int] = set()
+        self._detokenizers = [self._detokenizer(index) for index in range(len(job.rooms))]
+
+    def _detokenizer(self, index: int) -> Detokenizer:
+        plan = self._job.plan_of(index)
         # Prefill answers one token for the router to drain; stopping there would end the room under decode's feet.
-        stops = () if service.config.role is Role.PREFILL else job.sampling.stop
-        self._detokenizers = [
-            Detokenizer(service.model.tokenizer, stops, job.sampling.skip_special_tokens) for _ in job.rooms
-        ]
+        stops = () if self._service.config.role is Role.PREFILL else plan.stop
+        return Detokenizer(self._service.model.tokenizer, stops, plan.skip_special_tokens, self._job.keeps_stops)
+
+    def abort(self, index: int) -> None:
+        """End one sample with the finish reason "abort", as soon as it is in the engine."""
+        self._aborted.add(index)
+        if self._mailbox is None:
+            return
+        for rid in [rid for rid, sample in self._index_of.items() if sample == index]:
+            answer = self.answers[index]
+            last = TokenOutput(
+                rid, [], "abort", None, answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
+            )
+            self._service.engine.finish(self._mailbox, last)
 
     async def deltas(self) -> AsyncGenerator[list[Delta], None]:
         """Batches of deltas until every sample is finished; raises RequestError. Close it to abort."""
         in_engine = False
         refusal = CLIENT_LEFT
         try:
-            with self._service.admit(len(self.answers)):
-                requests = self._requests(await self._build_prompts())
+            with self._service.admit(len(self.answers)), self._service.calls.named(self._job.names, self):
+                self.prompts = await self._build_prompts()
+                requests = self._requests()
                 with self._service.engine.open([_for_engine(r, self._service.encoders) for r in requests]) as mailbox:
                     in_engine = True
+                    self._mailbox = mailbox
+                    for index in self._aborted:
+                        self.abort(index)
                     with self._encoding(requests):
                         while batch := await self._next(mailbox):
                             yield batch
@@ -107,20 +163,21 @@ class Generation:
             if not in_engine:
                 self._fail_rooms(refusal)
 
-    def _requests(self, prompts: Sequence[Prompt]) -> list[GenerateRequest]:
+    def _requests(self) -> list[GenerateRequest]:
         """One request per sample; images carry their data."""
-        plan, requests = self._job.sampling, []
+        n, requests = self._job.n, []
         for index, room in enumerate(self._job.rooms):
-            prompt = prompts[index // plan.n]
+            prompt = self.prompts[index // n]
             requests.append(
                 GenerateRequest(
                     rid=uuid.uuid4().hex,
                     input_ids=prompt.input_ids,
-                    sampling=plan.sample(index % plan.n),
+                    sampling=self._job.plan_of(index).sample(index % n),
                     images=prompt.images,
                     positions=prompt.positions,
                     position_delta=prompt.position_delta,
                     bootstrap=room,
+                    priority=self._job.priority,
                 )
             )
         self._index_of = {request.rid: index for index, request in enumerate(requests)}
@@ -131,8 +188,9 @@ class Generation:
         if service.config.role is Role.DECODE:  # prefill sends them
             return [Prompt([], []) for _ in self._job.prompts]
         prompts = [await build(service.prompts) for build in self._job.prompts]
-        asked, context = self._job.sampling.params.max_new_tokens, service.prompts.context_length
-        for prompt in prompts:
+        context = service.prompts.context_length
+        for prompt, plan in zip(prompts, self._job.plans, strict=True):
+            asked = plan.params.max_new_tokens
             if asked != TO_END_OF_CONTEXT and len(prompt.input_ids) + asked > context:
                 raise RequestError(
                     400,
@@ -194,9 +252,13 @@ class Generation:
         answer.prompt_tokens = output.prompt_tokens
         answer.completion_tokens = output.completion_tokens
         answer.cached_tokens = output.cached_tokens
+        if output.logprobs:
+            answer.logprobs += output.logprobs
+        if output.prompt_logprobs:
+            answer.prompt_logprobs += output.prompt_logprobs
         shown = output.token_ids
-        if output.matched_stop is not None and shown[-1:] == [output.matched_stop]:
-            shown = shown[:-1]
+        if output.matched_stop is not None and not self._job.keeps_stops and shown[-1:] == [output.matched_stop]:
+            shown, answer.hides_stop = shown[:-1], True
         text, stop = detokenizer.feed(shown)
         if stop is None and output.finish_reason is not None:
             rest, stop = detokenizer.finish()
@@ -208,7 +270,8 @@ class Generation:
             answer.finish_reason, answer.matched_stop = output.finish_reason, output.matched_stop
         if answer.finish_reason is not None:
             answer.spans = [*([self._tokenized] if self._tokenized else []), *output.spans]
-        return Delta(index, text, answer.finish_reason is not None)
+            answer.finished = now
+        return Delta(index, text, answer.finish_reason is not None, shown, output.logprobs)
 
     def _observe(self, index: int, num_tokens: int, now: float) -> None:
         metrics, last = self._service.metrics, self._last_output[index]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -25,6 +25,7 @@ SEND_SECONDS = 60.0  # without the client taking a byte
 RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = Response(status_code=499)  # nobody reads it
 
+Frames: TypeAlias = AsyncGenerator[bytes, None]  # ready-made server-sent events
 T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
 
@@ -42,6 +43,7 @@ def error_body(error: RequestError) -> dict[str, Any]:
     """An error in the shape of the OpenAI API."""
     kinds = {
         400: "invalid_request_error",
+        401: "authentication_error",
         404: "not_found_error",
         413: "invalid_request_error",
         503: "overloaded_error",
@@ -109,7 +111,7 @@ async def _disconnected(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events from a generator of ready-made frames; on_error hears of a failure at any moment."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], on_error: Callable[[RequestError], None]) -> None:
+    def __init__(self, frames: Frames, on_error: Callable[[RequestError], None]) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._frames = frames

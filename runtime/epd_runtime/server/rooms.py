@@ -10,7 +10,7 @@ from typing import TypeVar
 from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.messages import Bootstrap
-from epd_runtime.server.protocol import RoomFields
+from epd_runtime.server.protocol.base import RoomFields
 
 ROOMS = 1 << 63
 STRIDE = 0x9E3779B97F4A7C15  # odd, so that the rooms of one request differ; the golden ratio spreads them

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient
@@ -26,6 +27,7 @@ from epd_runtime.net.address import advertised_address
 from epd_runtime.net.resolver import WorkerSet
 from epd_runtime.server.engine_client import EngineClient
 from epd_runtime.server.metrics import Metrics
+from epd_runtime.server.token_texts import TokenTexts
 
 MEBIBYTE = 1024 * 1024
 
@@ -37,6 +39,41 @@ class Status(enum.StrEnum):
     SERVING = "serving"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+class Abortable(Protocol):
+    """A call whose samples can be ended from outside."""
+
+    def abort(self, index: int) -> None: ...
+
+
+class OpenCalls:
+    """Calls under way by the names of their samples; names are the clients' and may repeat."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[tuple[Abortable, int]]] = {}
+
+    @contextmanager
+    def named(self, names: Sequence[str], call: Abortable) -> Iterator[None]:
+        """Know the samples of a call by these names during the block."""
+        entries = [(name, (call, index)) for index, name in enumerate(names)]
+        for name, entry in entries:
+            self._samples.setdefault(name, []).append(entry)
+        try:
+            yield
+        finally:
+            for name, entry in entries:
+                self._samples[name].remove(entry)
+                if not self._samples[name]:
+                    del self._samples[name]
+
+    def abort(self, name: str | None) -> int:
+        """End the samples of this name, None: all; how many there were."""
+        known = list(self._samples) if name is None else [name]
+        found = [entry for one in known for entry in self._samples.get(one, ())]
+        for call, index in found:
+            call.abort(index)
+        return len(found)
 
 
 class Service:
@@ -60,6 +97,8 @@ class Service:
         self._prompts: PromptBuilder | None = None
         self._workers: WorkerSet | None = None
         self._seeds = random.Random(config.random_seed)
+        self.calls: OpenCalls = OpenCalls()
+        self.token_texts = TokenTexts(model.tokenizer)
 
     @property
     def capacity(self) -> int:
@@ -86,7 +125,7 @@ class Service:
             self._workers = WorkerSet(self.config.encoder_urls)
             await self._workers.start()
             receive_host = advertised_address(self.config.host)
-            self.encoders = EncoderClient(self._workers, receive_host, ready.embedding_port)
+            self.encoders = EncoderClient(self._workers, receive_host, ready.embedding_port, self.config.api_key)
         self.ready = ready
         if self.status is Status.STARTING:
             self.status = Status.SERVING
@@ -99,8 +138,7 @@ class Service:
     @contextmanager
     def admit(self, num_samples: int) -> Iterator[None]:
         """Count samples as under way; raises RequestError 503 when full or not serving, 400 when they can never fit."""
-        if self.status is not Status.SERVING:
-            raise self._unavailable()
+        self.check_serving()
         if num_samples > self.capacity:
             raise bad_request(f"the request asks for {num_samples} samples; this server takes at most {self.capacity}")
         if self.num_open + num_samples > self.capacity:
@@ -112,6 +150,11 @@ class Service:
             yield
         finally:
             self.num_open -= num_samples
+
+    def check_serving(self) -> None:
+        """Raise RequestError 503 while no requests are taken."""
+        if self.status is not Status.SERVING:
+            raise self._unavailable()
 
     def check_model_name(self, name: str | None) -> None:
         """Raise RequestError 404 for another model's name; routers write "unknown" when the client named none."""

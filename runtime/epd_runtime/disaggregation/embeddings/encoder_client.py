@@ -83,9 +83,9 @@ class _EncoderError(Exception):
 
 
 class EncoderClient:
-    """Sends images to encoders. One per process; close() ends its connections."""
+    """Sends images to encoders, which know the same API key. One per process; close() ends its connections."""
 
-    def __init__(self, workers: Workers, receive_host: str, embedding_port: int) -> None:
+    def __init__(self, workers: Workers, receive_host: str, embedding_port: int, api_key: str | None = None) -> None:
         self._workers = workers
         self._receive_host = receive_host
         self._embedding_port = embedding_port
@@ -95,6 +95,7 @@ class EncoderClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
 
     @property
