@@ -134,9 +134,12 @@ class Engine:
             cached_tokens=1,
             spans=[Span("decode", 1.0, 2.0)] if last or stopped else [],
             logprobs=[logprobs_of(token, wanted)] if wanted >= 0 else [],
-            prompt_logprobs=[logprobs_of(one, wanted) if index or prompt_from else None
-                             for index, one in enumerate(request.input_ids[prompt_from:])]
-            if prompt_from >= 0 and not sent else [],
+            prompt_logprobs=[
+                logprobs_of(one, wanted) if index or prompt_from else None
+                for index, one in enumerate(request.input_ids[prompt_from:])
+            ]
+            if prompt_from >= 0 and not sent
+            else [],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -18,11 +19,11 @@ from epd_runtime.server.tools.formats import HermesParser, JsonArrayParser, Llam
 
 NAMES = frozenset({"add", "look_up"})
 FRAGMENTS = [
-    "<tool_call>", "</tool_call>", "<think>", "</think>", "<tool", "</", "<|python_tag|>", "\n", " ", ";", "[", "]", ",",
+    "<tool_call>", "</tool_call>", "<think>", "</think>", "<tool", "</", "<|python_tag|>", "\n", " ", ";", "[", "]",
     '{"name": "add", "arguments": {"a": [1, {"b": "}"}]}}', '{"name": "add", "parameters": {"x": "\\"{<tool_call>"}}',
     '{"arguments": {"late": 1}, "name": "look_up"}', '{"name": "add"}', '{"name": "nobody", "arguments": {}}',
     '{"name": "add", "arguments": "{\\"a\\": 1}"}', '{"name": 5}', '{"x": }', '{"name": "add", "arguments": {"a": ]',
-    '{"type": "function", "name": "add", "parameters": 12}', "{", "}", "é", "Text", '{"name": "add", "arguments"',
+    '{"type": "function", "name": "add", "parameters": 12}', "{", "}", "é", "Text", '{"name": "add", "arguments"', ",",
 ]  # fmt: skip
 PARSERS: list[type[ToolParser]] = [HermesParser, Llama3Parser, JsonArrayParser]
 
@@ -66,7 +67,7 @@ def test_any_cut_gives_the_same_message(
 
     whole, told = stream(parser(), [text])
     bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    cut_up, told_cut_up = stream(parser(), [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+    cut_up, told_cut_up = stream(parser(), [text[a:b] for a, b in itertools.pairwise(bounds)])
     letters, _ = stream(parser(), list(text))
     assert without_ids(whole) == without_ids(cut_up) == without_ids(letters)
     assert without_ids(told) == without_ids(told_cut_up)
@@ -102,7 +103,8 @@ def test_text_without_calls_stays_as_it_is(text: str, kind: type[ToolParser], al
         (Llama3Parser, 'Say {"name": "add"}', 'Say {"name": "add"}', []),
         (JsonArrayParser, '[{"name": "add", "parameters": {"a": [1, 2]}}, {"name": "add", "parameters": {}}]', "",
          [("add", '{"a": [1, 2]}'), ("add", "{}")]),
-        (HermesParser, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
+        (HermesParser, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "",
+         [("add", '{"a": 1}')]),
         (HermesParser, '<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call>', "", [("add", '{"a": 1}')]),
     ],
 )  # fmt: skip
