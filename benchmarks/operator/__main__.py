@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.operator.load import NAMESPACE, Load
+from benchmarks.operator.load import NAMESPACES, Load
 from benchmarks.operator.timeline import GroupLife, percentile
 from benchmarks.operator.usage import USER, Operator, settle, summarise
 from rbg_operator.kube.client import Client
@@ -131,7 +131,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         install(plane)
-        plane.make_namespace(NAMESPACE)
+        for namespace in NAMESPACES:
+            plane.make_namespace(namespace)
         with Operator(plane, arguments.log or Path(folder)) as operator:
             figures = asyncio.run(measure(arguments, plane, operator))
     width = max(map(len, figures))

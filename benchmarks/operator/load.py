@@ -15,7 +15,8 @@ from rbg_operator.kube.resources import POD, ROLE_BASED_GROUP, STATEFUL_SET
 from rbg_operator.plan.labels import GROUP_NAME, ROLE_NAME
 from rbg_operator.plan.observed import Condition, Metadata
 
-NAMESPACE = "bench"
+NAMESPACES = tuple(f"bench-{number:02d}" for number in range(20))
+"""Kubernetes' own controllers look at all Services of a namespace for each pod: thousands in one would be measured."""
 ENCODER_REPLICAS = 2
 DEPENDENCIES: dict[str, list[str]] = {
     "vlm-encoder": [],
@@ -91,19 +92,20 @@ class Load:
 
     async def create(self, number: int) -> None:
         """One new group."""
-        body = manifest(f"group-{number:04d}", "v1")
+        body = manifest(number, "v1")
         self.lives[body["metadata"]["name"]] = GroupLife(created=time.monotonic())
-        await self._client.create(ROLE_BASED_GROUP, NAMESPACE, body, _Group, manager="benchmark")
+        namespace = body["metadata"]["namespace"]
+        await self._client.create(ROLE_BASED_GROUP, namespace, body, _Group, manager="benchmark")
 
     async def edit(self, number: int) -> None:
         """Another image for the encoders."""
-        name = f"group-{number:04d}"
+        body = manifest(number, "v2")
+        name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
         life = self.lives[name]
         life.edited, life.wanted_image = time.monotonic(), "encoder:v2"
         life.wanted_generation += 1
-        body = manifest(name, "v2")
         await self._client.merge_patch(
-            ROLE_BASED_GROUP, NAMESPACE, name, {"spec": body["spec"]}, _Group, manager="benchmark"
+            ROLE_BASED_GROUP, namespace, name, {"spec": body["spec"]}, _Group, manager="benchmark"
         )
 
     def _on_group(self, _: _Group | None, new: _Group | None) -> None:
@@ -130,7 +132,7 @@ class Load:
         )
 
 
-def manifest(name: str, version: str) -> dict[str, Any]:
+def manifest(number: int, version: str) -> dict[str, Any]:
     """Two encoders; prefill after it; decode; router after both. Only the encoder's image carries the version."""
     roles = []
     for role, dependencies in DEPENDENCIES.items():
@@ -142,6 +144,6 @@ def manifest(name: str, version: str) -> dict[str, Any]:
     return {
         "apiVersion": ROLE_BASED_GROUP.api_version,
         "kind": ROLE_BASED_GROUP.kind,
-        "metadata": {"name": name, "namespace": NAMESPACE},
+        "metadata": {"name": f"group-{number:04d}", "namespace": NAMESPACES[number % len(NAMESPACES)]},
         "spec": {"roles": roles},
     }

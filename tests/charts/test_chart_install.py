@@ -15,6 +15,8 @@ import pytest
 
 from charts import CHART, NAMESPACE, PLAIN
 from crds import crd_files
+from operated_groups import Groups, until
+from operator_process import OperatorProcess
 from tests.charts.conftest import Helm, HelmError
 from tests.cluster import control_plane as clusters
 from tests.cluster.control_plane import ControlPlane
@@ -96,6 +98,31 @@ def test_upgrade_changes_definitions_and_leaves_groups(
     installed("rollback", RELEASE, "1", "-n", NAMESPACE, "--wait")
     assert novelty() == ""
     assert uid_of_group(cluster) == group
+
+
+def test_an_upgrade_keeps_what_was_scaled_and_restarts_no_pod(
+    installed: Helm, cluster: ControlPlane, tmp_path: Path
+) -> None:
+    """The release's own pods are simulated, so the operator runs here, before and after as a new version would."""
+    groups = Groups(cluster, "default")
+    scaled = role("server") | {"scalingAdapter": {"enable": True}}
+
+    def pods() -> set[str]:
+        return {pod["metadata"]["uid"] for pod in groups.pods("server")}
+
+    with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "default", name="before"):
+        groups.apply(manifest(scaled, name="scaled"))
+        groups.wait_ready("scaled")
+        cluster.kubectl("scale", "rolebasedgroupscalingadapter/scaled-server", "--replicas=4")
+        until(lambda: len(pods()) == 4, "it was not scaled")
+        groups.wait_ready("scaled")
+    running = pods()
+    installed("upgrade", RELEASE, next_chart(tmp_path), "-n", NAMESPACE, "--wait")
+    with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "default", name="after"):
+        groups.apply(manifest(scaled, role("another"), name="scaled"))
+        groups.wait_ready("scaled")
+        assert pods() == running
+        cluster.kubectl("delete", "rbg", "scaled")
 
 
 def test_uninstall_leaves_definitions_and_groups(installed: Helm, cluster: ControlPlane, group: str) -> None:

@@ -6,6 +6,7 @@ takes are then given to an operator, which neither dies nor spins.
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ Json = dict[str, Any]
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 COUNT = 2000
 ADMITTED = 400
-RUN = 60
+RUN = int(os.environ.get("RBG_MUTATIONS", "60"))  # 2000 takes some minutes
 
 
 def bases() -> list[Json]:

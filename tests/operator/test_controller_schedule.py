@@ -61,6 +61,19 @@ def test_a_failed_key_waits_its_backoff_out_whatever_is_added() -> None:
     assert queue.take(5.5) == "a"
 
 
+def test_a_released_key_waits_no_longer() -> None:
+    queue = schedule()
+    queue.add("a", 0.0)
+    queue.take(0.0)
+    queue.done("a", 0.0, settled=False, hold_until=5.0)
+    queue.release("a")
+    assert queue.take(0.9) is None, "nobody has asked for it"
+    queue.add("a", 1.0)
+    assert queue.take(1.0) == "a"
+    queue.done("a", 1.0, settled=True)
+    assert queue.next_time(1.0) is None
+
+
 def test_keys_that_have_begun_go_before_new_ones() -> None:
     new = {"new-1", "new-2"}
     queue = schedule(new)

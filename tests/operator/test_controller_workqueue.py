@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from rbg_operator.controller.workqueue import Done, Retry, WorkQueue
 
@@ -103,6 +104,28 @@ async def test_one_key_that_fails_is_tried_again_and_hurts_no_other() -> None:
     assert [(key, text) for key, text, _ in failures.told] == [("bad", "defect"), ("bad", "no"), ("bad", "defect")]
     waits = [seconds for _, _, seconds in failures.told]
     assert 0.05 <= waits[0] <= 0.1 <= waits[1] <= 0.2 <= waits[2] <= 0.4
+    assert len(work_queue.backoff) == 0
+
+
+async def test_an_edit_ends_the_wait_of_a_failing_key() -> None:
+    """The fifteenth wait would take seconds."""
+    passes, done = Counter[str](), asyncio.Event()
+    work_queue = queue()
+    for _ in range(15):
+        work_queue.backoff.failed("bad")
+
+    async def work(key: str) -> Done:
+        passes[key] += 1
+        if passes[key] == 1:
+            work_queue.add(key)  # an event of its own work waits
+            asyncio.get_running_loop().call_later(0.05, partial(work_queue.add, key, 0.0, edited=True))
+            raise Retry("no", kind="Conflict")
+        done.set()
+        return Done()
+
+    work_queue.add("bad")
+    async with running(work_queue, work), asyncio.timeout(5):
+        await done.wait()
     assert len(work_queue.backoff) == 0
 
 

@@ -75,6 +75,28 @@ def test_all_nodes_of_an_instance_are_recreated() -> None:
     assert cluster.condition("Ready")[0] == "True"
 
 
+def test_an_evicted_node_takes_its_instance_along() -> None:
+    """The others have joined the node that is gone; they would wait for it for ever."""
+    cluster = settled(manifest(role("a", "serve", replicas=2) | INSTANCE | {"leaderWorkerSet": {"size": 3}}))
+    cluster.now += 60
+    del cluster.pods["g-a-1-2"]
+    cluster.settle(60.0)
+    assert sorted(deletions(cluster)) == ["g-a-1", "g-a-1-1", "g-a-1-2"]
+    assert cluster.condition("Ready")[0] == "True"
+    assert restarts(cluster)["count"] == 1
+    cluster.settle(60.0)
+    assert not deletions(cluster)
+
+
+def test_a_slow_rollout_of_an_instance_is_no_eviction() -> None:
+    cluster = settled(manifest(role("a", "serve", replicas=2) | INSTANCE | {"leaderWorkerSet": {"size": 3}}))
+    cluster.drain = 8.0
+    cluster.set_image("a")
+    cluster.settle(300.0)
+    assert cluster.condition("Ready")[0] == "True"
+    assert restarts(cluster) is None
+
+
 def test_the_wait_doubles_with_every_crash_in_a_row_and_starts_again_after_ten_healthy_minutes() -> None:
     cluster = settled(manifest(role("a", "serve") | INSTANCE))
     waits = []

@@ -6,6 +6,7 @@ written by the clock, not by what happens to groups.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -44,6 +45,7 @@ class ApiProxy:
         self.writes: list[Write] = []
         self.before: Callable[[str, str], int | None] = lambda method, path: None
         self.after: Callable[[Write], None] = lambda write: None
+        self.delay = 0.0  # seconds before each request is passed on
         self.kubeconfig = folder / "proxied.kubeconfig"
         self._source = json.loads(kubeconfig.read_text())
         self._url = control_plane.url
@@ -80,6 +82,7 @@ class ApiProxy:
                 "code": refused,
             }
             return web.json_response(body, status=refused, headers={"Retry-After": "1"})
+        await asyncio.sleep(self.delay)
         headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_HEADERS}
         data = await request.read() if request.can_read_body else None
         async with self._session.request(

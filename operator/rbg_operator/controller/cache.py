@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -59,10 +59,16 @@ OWN_SECONDS = 0.01  # after a change of a group itself: a user waits
 T = TypeVar("T", Live, Pod)
 
 
+class Enqueue(Protocol):
+    """Work on a key after so many seconds; edited: a user has just changed what is wanted."""
+
+    def __call__(self, key: Key, after: float, *, edited: bool = False) -> None: ...
+
+
 class Cache:
     """Stores by kind; what belongs to a group is found by its label."""
 
-    def __init__(self, client: Client, namespaces: Sequence[str], enqueue: Callable[[Key, float], None]) -> None:
+    def __init__(self, client: Client, namespaces: Sequence[str], enqueue: Enqueue) -> None:
         self._client = client
         self._namespaces = namespaces
         self._enqueue = enqueue
@@ -183,7 +189,7 @@ class Cache:
         is_news = old is None or new is None or not self._nothing_new(old, new)
         for group in (old, new):
             if group is not None and is_news:
-                self._enqueue(group.key, OWN_SECONDS)
+                self._enqueue(group.key, OWN_SECONDS, edited=is_edited(old, new))
             if group is not None and (owner := set_index(group)):
                 self._enqueue(Key(GROUP_SET, *owner), SOON)  # for our own writes too: it counts ready groups
 
@@ -199,7 +205,7 @@ class Cache:
         if old is not None and new is not None and self._nothing_new(old, new):
             return
         for found in {item.key for item in (old, new) if item is not None}:
-            self._enqueue(found, OWN_SECONDS)
+            self._enqueue(found, OWN_SECONDS, edited=is_edited(old, new))
 
     def _on_profile(self, old: Custom | None, new: Custom | None) -> None:
         if old is not None and new is not None and old.spec == new.spec:
@@ -222,6 +228,11 @@ class Cache:
                     self._enqueue(Key(GROUP, *index), seconds)
 
         return on_change
+
+
+def is_edited(old: Custom | None, new: Custom | None) -> bool:
+    """Whether somebody changed the spec."""
+    return old is not None and new is not None and old.metadata.generation != new.metadata.generation
 
 
 def used_profiles(spec: Any) -> set[str]:

@@ -5,8 +5,8 @@
                      └── added while in flight, failed ─────┘
 
 - A key is in one place only: the queue is bounded by the number of objects, and no key is taken twice at once.
-- Of several times asked for, the earliest counts. A failed key waits its backoff out whatever happens meanwhile:
-  events that its own half-done work causes must not make it spin.
+- Of several times asked for, the earliest counts. A failed key waits its backoff out whatever happens meanwhile (events
+  that its own half-done work causes must not make it spin), unless somebody releases it.
 - Work is depth-first: a key that has begun goes before one that is new, and only so many new keys may be on their way
   at once (`slots`). A slot is given back when its key has settled, or when nothing was done for it for `patience`
   seconds: pods that load a model for minutes hold nobody up. While a slot is free, one of FAIRNESS takes is a new key.
@@ -66,6 +66,10 @@ class Schedule(Generic[K]):
             self._waiting[key] = when
             self._count += 1
             heapq.heappush(self._heap, (when, self._count, key))
+
+    def release(self, key: K) -> None:
+        """A failed key need not wait any longer."""
+        self._held.pop(key, None)
 
     def take(self, now: float) -> K | None:
         """The next key, now in flight; None if there is nothing to do yet."""

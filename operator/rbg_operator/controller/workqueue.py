@@ -58,8 +58,14 @@ class WorkQueue(Generic[K]):
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, key: K, after: float = 0.0) -> None:
-        """Work on the key after so many seconds, or earlier if that was asked for already."""
+    def add(self, key: K, after: float = 0.0, *, edited: bool = False) -> None:
+        """Work on the key after so many seconds, or earlier if that was asked for already.
+
+        edited: a user wants something else now, so former failures say nothing: its backoff is over.
+        """
+        if edited:
+            self.backoff.succeeded(key)
+            self.schedule.release(key)
         self.schedule.add(key, time.monotonic() + after)
         self._changed.set()
 

@@ -22,6 +22,7 @@ from rbg_operator.plan.observed import Pod
 
 FIRST_DELAY = 10.0  # seconds
 LONGEST_DELAY = 300.0
+JOIN_SECONDS = 10.0  # between the making of an instance's first pod and its last
 HEALTHY_AFTER = 600.0  # seconds of all instances being ready after which the count starts again
 
 
@@ -49,7 +50,7 @@ def delay(count: int) -> float:
 def _restart(one: ObservedRole, roles: Mapping[str, ObservedRole], before: PreviousRole) -> Restart:
     if one.rendered.role.restart_policy is RestartPolicy.NONE:
         return Restart()
-    crashed = [pod for pod in (*one.pods, *one.ended) if facts.has_restarted(pod)]
+    crashed = [pod for pod in (*one.pods, *one.ended) if facts.has_restarted(pod)] + _left_behind(one)
     if not crashed:
         return _quiet(one, before)
     due = before.next_restart
@@ -62,6 +63,21 @@ def _restart(one: ObservedRole, roles: Mapping[str, ObservedRole], before: Previ
         return Restart(count=before.restart_count, last=before.last_restart, next=due, look_again=due - one.now)
     victims = _victims(one, roles, known)
     return Restart(count=before.restart_count, last=before.last_restart, next=due, victims=victims)
+
+
+def _left_behind(one: ObservedRole) -> list[Pod]:
+    """Nodes of an instance that were ready before another of its nodes was made: they have joined the one it replaces.
+
+    So an eviction counts as a crash. Pods of a rollout are made anew together, but for the time that old ones drain.
+    """
+    found = []
+    for instance in one.instances.values():
+        revisions = {facts.revision(pod) for pod in instance.pods}
+        newest = max(parse_time(pod.metadata.creation_timestamp) or 0.0 for pod in instance.pods)
+        if len(instance.pods) == one.rendered.size > 1 == len(revisions):
+            since = ((pod, facts.ready_since(pod)) for pod in instance.pods if not facts.has_restarted(pod))
+            found += [pod for pod, time in since if time is not None and time + JOIN_SECONDS < newest]
+    return found
 
 
 def _quiet(one: ObservedRole, before: PreviousRole) -> Restart:
