@@ -41,6 +41,26 @@ def test_surplus_pods_leave_at_once_and_ready_does_not_wait_for_their_end() -> N
     assert cluster.condition("Ready")[0] == "True"
 
 
+def test_who_lists_every_replica_learns_of_a_new_one_when_it_answers() -> None:
+    server = ("python3", "-m", "epd_runtime.launch_server")
+    lists = {"annotations": {"rbg.workloads.x-k8s.io/stage-urls": "PerReplica"}}
+    cluster = settled(manifest(
+        role("e", *server, "--encoder-only", replicas=2),
+        role("p", *server, "--disaggregation-mode", "prefill", after=("e",)) | lists,
+        role("r", "python3", "-m", "epd_runtime.router", after=("p",)),
+    ))  # fmt: skip
+    cluster.ready_after = lambda pod: 30.0 if pod.name == "g-e-2" else 1.0
+    cluster.scale("e", 3)
+    cluster.settle(20.0)
+    assert cluster.phases()["p"] == "Held"
+    assert [pod.created for pod in cluster.role_pods("p")] < [cluster.pods["g-e-2"].created], "rolled before its time"
+    cluster.settle(60.0)
+    new = [pod.created for pod in cluster.role_pods("p")]
+    assert new >= [cluster.pods["g-e-2"].ready_at], "it never learned of the third encoder"
+    assert cluster.condition("Ready")[0] == "True"
+    assert [pod.created for pod in cluster.role_pods("r")] < new, "nobody else is rolled"
+
+
 def test_the_adapter_is_made_and_scales() -> None:
     cluster = Cluster(scaled_role())
     cluster.settle()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rbg_operator.api.model import Coordination, RoleBasedGroup
 from rbg_operator.plan.decide.policy import Limits, coordination_by_role, limits, peers, percent
 from rbg_operator.plan.decide.roles import ObservedRole
+from rbg_operator.plan.environment import lists_replicas
 from rbg_operator.plan.order import start_order
 from rbg_operator.plan.rendering import Knobs
 
@@ -66,13 +67,21 @@ def _held(
             found: dict[str, None] = {}
             for dependency in group.role(name).dependencies:
                 found |= dict.fromkeys(before[dependency])
-                if dependency in rolling or roles[dependency].workload is None:
+                one = roles[dependency]
+                grows = lists_replicas(group, group.role(name)) and _is_growing(one)
+                if dependency in rolling or one.workload is None or grows:
                     found[dependency] = None
             before[name] = tuple(found)
     return {
         name: tuple(other for other in before[name] if other not in peers(name, coordinations)) if one.has_old else ()
         for name, one in roles.items()
     }
+
+
+def _is_growing(one: ObservedRole) -> bool:
+    """Whether the newest instance is not available yet: who lists every address is to learn of one that answers."""
+    newest = one.instances.get(one.wanted - 1)
+    return one.has_ordinals and one.wanted > 0 and (newest is None or not one.is_available(newest))
 
 
 def _slowest(roles: Mapping[str, ObservedRole], coordinations: Mapping[str, Coordination]) -> dict[str, float]:
