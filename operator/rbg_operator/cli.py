@@ -135,8 +135,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     import dataclasses
 
+    from rbg_operator.colours import use_colour
     from rbg_operator.local import client
-    from rbg_operator.local.logbook import use_colour
     from rbg_operator.local.report import render
     from rbg_operator.local.state import base_folder, running
 
@@ -153,9 +153,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
+    from rbg_operator.colours import use_colour
     from rbg_operator.local import client
     from rbg_operator.local.follow import select_pods, show_logs
-    from rbg_operator.local.logbook import use_colour
 
     folder = _group(arguments.name)
     pods = select_pods(client.status(folder), arguments.what)

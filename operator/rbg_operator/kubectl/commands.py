@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rbg_operator.api.documents import Json
+from rbg_operator.colours import use_colour
 from rbg_operator.kubectl import cluster, edits
 from rbg_operator.kubectl.changes import as_yaml, unified_diff
 from rbg_operator.kubectl.history import choose, history, returning_roles, undone
@@ -25,7 +26,6 @@ from rbg_operator.kubectl.tables import groups_table, history_table
 from rbg_operator.kubectl.tree import render
 from rbg_operator.kubectl.view import GroupView, group_view
 from rbg_operator.kubectl.waiting import Outcome, outcome
-from rbg_operator.local.logbook import use_colour
 from rbg_operator.plan.names import workload_name
 
 WATCH_SECONDS = 2.0

@@ -12,9 +12,9 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
+from rbg_operator.colours import OF_PODS, paint
 from rbg_operator.kubectl.cluster import get_pods
 from rbg_operator.kubectl.kubectl import Kubectl, KubectlError, explain
-from rbg_operator.local.logbook import COLOURS, paint
 from rbg_operator.plan.observed import ContainerStatus, Pod
 
 MAX_STREAMS = 40  # each is a kubectl of some 40 MB
@@ -67,7 +67,7 @@ class Prefixes:
         """Give new pods a colour, and the column the width of the longest name."""
         containers: dict[str, set[str]] = {}
         for source in found:
-            self._codes.setdefault(source.pod, COLOURS[len(self._codes) % len(COLOURS)])
+            self._codes.setdefault(source.pod, OF_PODS[len(self._codes) % len(OF_PODS)])
             containers.setdefault(source.pod, set()).add(source.container)
         self._several |= {pod for pod, names in containers.items() if len(names) > 1}
         self._width = max([self._width, *(len(self._name(source)) for source in found)])

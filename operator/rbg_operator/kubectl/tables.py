@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rbg_operator.colours import BOLD, DIM, paint
 from rbg_operator.kubectl.history import Revision
 from rbg_operator.kubectl.times import age
 from rbg_operator.kubectl.tree import state_colour, verdict
 from rbg_operator.kubectl.view import GroupView
-from rbg_operator.local.logbook import BOLD, DIM, paint
 
 MAX_CHANGES = 3  # shown of one revision
 

@@ -6,11 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rbg_operator.colours import BOLD, DIM, GREEN, RED, YELLOW, paint
 from rbg_operator.kubectl.pods import Crash, PodView
 from rbg_operator.kubectl.times import age
 from rbg_operator.kubectl.view import GroupView, RoleView
-from rbg_operator.local.logbook import BOLD, DIM, RED, paint
-from rbg_operator.local.report import GREEN, YELLOW
 
 HEADER = ("ROLE", "STATE", "READY", "UPDATED", "RESTARTS", "AGE", "NODE")
 GOOD = ("Ready", "Running", "Succeeded")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from rbg_operator.local.logbook import COLOURS, paint
+from rbg_operator.colours import OF_PODS, paint
 from rbg_operator.local.preflight import LocalError
 from rbg_operator.local.report import GroupReport
 from rbg_operator.local.state import GroupFolder, is_running
@@ -76,7 +76,7 @@ def show_logs(
     width = max((len(name) for name in short.values()), default=0) + 1
     files = []
     for index, pod in enumerate(pods):
-        prefix = paint(short[pod].ljust(width) + "| ", COLOURS[index % len(COLOURS)], colour) if len(pods) > 1 else ""
+        prefix = paint(short[pod].ljust(width) + "| ", OF_PODS[index % len(OF_PODS)], colour) if len(pods) > 1 else ""
         files.append(LogFile(folder.logs / f"{pod}.log", prefix))
     for _, text in _last(heapq.merge(*(file.history() for file in files), key=lambda line: line[0]), tail):
         write(text)

@@ -17,21 +17,11 @@ from collections import deque
 from pathlib import Path
 from typing import IO
 
+from rbg_operator.colours import use_colour
+
 MAX_FILE = 8 * 1024 * 1024
 LAST_LINES = 20
 QUEUE_LINES = 10_000
-COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-BOLD, RED, DIM = "1", "31", "2"
-
-
-def use_colour(stream: IO[str]) -> bool:
-    """Whether to colour text for a stream: a terminal, and the user did not set NO_COLOR."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def paint(text: str, code: str | int, colour: bool) -> str:
-    """Text in a colour or style of the terminal."""
-    return f"\x1b[{code}m{text}\x1b[0m" if colour and text else text
 
 
 class Terminal:

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rbg_operator.local.logbook import BOLD, DIM, RED, paint
-
-GREEN, YELLOW = "32", "33"
+from rbg_operator.colours import BOLD, DIM, GREEN, RED, YELLOW, paint
 
 
 class GroupState(enum.StrEnum):

@@ -18,10 +18,11 @@ import time
 from typing import Any
 
 from rbg_operator.api.model import RoleBasedGroup
+from rbg_operator.colours import BOLD, OF_PODS, paint
 from rbg_operator.local import control, hosts
 from rbg_operator.local.addresses import next_address
 from rbg_operator.local.environment import process_argv, process_environment
-from rbg_operator.local.logbook import BOLD, COLOURS, PodLog, Terminal, paint
+from rbg_operator.local.logbook import PodLog, Terminal
 from rbg_operator.local.orphans import become_subreaper
 from rbg_operator.local.pod import GIVE_UP, Pod
 from rbg_operator.local.preflight import LocalError, check_ports, check_size
@@ -260,7 +261,7 @@ class Supervisor:
         """Start of the pod's lines on the terminal, one colour for each role."""
         names = [role.name for role in self.group.roles]
         width = max(len(name) for name in names) + 3
-        colour = COLOURS[names.index(key.role) % len(COLOURS)]
+        colour = OF_PODS[names.index(key.role) % len(OF_PODS)]
         return paint(f"{key.role}-{key.ordinal}".ljust(width) + "| ", colour, self._terminal.colour)
 
     def _say(self, text: str) -> None:

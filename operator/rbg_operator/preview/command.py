@@ -13,10 +13,10 @@ from rbg_operator.api.documents import Json, load_manifest
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.api.parse import parse_group
 from rbg_operator.api.problems import ManifestError, Problem
+from rbg_operator.colours import use_colour
 from rbg_operator.kubectl.changes import as_yaml
 from rbg_operator.kubectl.kubectl import Kubectl
 from rbg_operator.kubectl.read import mapping, text
-from rbg_operator.local.logbook import use_colour
 from rbg_operator.plan.decide import effective
 from rbg_operator.plan.decide.owned import key_of
 from rbg_operator.plan.observed import Snapshot

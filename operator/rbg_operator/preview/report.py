@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from rbg_operator.api.documents import Json
+from rbg_operator.colours import BOLD, DIM, GREEN, RED, YELLOW, paint
 from rbg_operator.kubectl.read import mapping, mappings, number, text
-from rbg_operator.local.logbook import BOLD, DIM, RED, paint
-from rbg_operator.local.report import GREEN, YELLOW
 from rbg_operator.plan import labels
 from rbg_operator.plan.preview import Preview, RoleStep
 from rbg_operator.preview.difference import Difference
