@@ -114,13 +114,14 @@ def _sections(draw: random.Random) -> list[int]:
     return [8 - height - width, height, width]
 
 
-def _experts(draw: random.Random, layers: int) -> dict[str, Any]:
-    experts = draw.randrange(3, 7)
+def _experts(draw: random.Random) -> dict[str, Any]:
+    """The second layer always has experts."""
+    experts = draw.randrange(4, 8)
     return {
-        "num_experts": experts, "num_experts_per_tok": draw.randrange(1, experts),
+        "num_experts": experts, "num_experts_per_tok": draw.randrange(2, experts),
         "norm_topk_prob": draw.random() < 0.5,
         "moe_intermediate_size": 4 * draw.randrange(4, 10), "decoder_sparse_step": draw.choice([1, 1, 2]),
-        "mlp_only_layers": draw.sample(range(layers), draw.choice([0, 1])),
+        "mlp_only_layers": draw.choice([[], [0]]),
     }  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def _qwen3(draw: random.Random) -> transformers.PreTrainedModel:
 
 def _qwen3_moe(draw: random.Random) -> transformers.PreTrainedModel:
     text = _text(draw)
-    return _causal("Qwen3Moe", **text, **_experts(draw, text["num_hidden_layers"]))
+    return _causal("Qwen3Moe", **text, **_experts(draw))
 
 
 def _qwen2_vl(draw: random.Random) -> transformers.PreTrainedModel:
@@ -194,7 +195,7 @@ def _qwen3_vl_parts(draw: random.Random) -> tuple[dict[str, Any], dict[str, Any]
     text = _text(draw)
     text["rope_parameters"]["mrope_section"] = draw.choice([[4, 2, 2], [2, 3, 3], [3, 3, 2]])
     vision = _vision(draw, text["hidden_size"])
-    deepstack = draw.randrange(min(vision["depth"], text["num_hidden_layers"]) + 1)
+    deepstack = draw.randrange(1, min(vision["depth"], text["num_hidden_layers"]) + 1)
     return text, vision | {
         "num_position_embeddings": draw.randrange(3, 8) ** 2,
         "deepstack_visual_indexes": sorted(draw.sample(range(vision["depth"]), deepstack)),
@@ -208,7 +209,7 @@ def _qwen3_vl(draw: random.Random) -> transformers.PreTrainedModel:
 
 def _qwen3_vl_moe(draw: random.Random) -> transformers.PreTrainedModel:
     text, vision = _qwen3_vl_parts(draw)
-    return _joint("Qwen3VLMoe", text | _experts(draw, text["num_hidden_layers"]), vision)
+    return _joint("Qwen3VLMoe", text | _experts(draw), vision)
 
 
 FAMILIES: dict[str, Callable[[random.Random], transformers.PreTrainedModel]] = {
