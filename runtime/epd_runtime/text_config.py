@@ -99,7 +99,7 @@ def read_text_config(model_type: str, config: Fields, raw: Fields) -> TextConfig
     rope_type = rope.text("rope_type", rope.text("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise ModelConfigError(f"rope type {rope_type!r} is not supported; known are {', '.join(ROPE_TYPES)}")
-    _check_arithmetic(raw)
+    _check_arithmetic(raw, rope)
     hidden_size, num_heads = raw.integer("hidden_size"), raw.integer("num_attention_heads")
     num_layers = raw.integer("num_hidden_layers")
     if num_layers > MAX_LAYERS:
@@ -138,9 +138,16 @@ def _is_tied(family: TextFamily, config: Fields, raw: Fields) -> bool:
     return config.boolean(name, False) or raw.boolean(name, False)
 
 
-def _check_arithmetic(raw: Fields) -> None:
+def _check_arithmetic(raw: Fields, rope: Fields) -> None:
+    """Refuse what would compute other numbers."""
     if raw.boolean("use_sliding_window", False):
         raise ModelConfigError(f"{raw.where}: use_sliding_window is not supported; this engine attends to everything")
+    kinds = raw.values.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raw.refuse("layer_types", "full_attention in every layer")
+    for fields in (raw, rope):
+        if fields.number("partial_rotary_factor", 1.0) != 1.0:
+            fields.refuse("partial_rotary_factor", "1: heads are rotated as a whole")
     if raw.text("hidden_act", "silu") not in ("silu", "swish"):
         raw.refuse("hidden_act", "silu")
 

@@ -63,6 +63,10 @@ def test_both_generations_of_one_model_are_equal(tmp_path: Path) -> None:
         ("text_config.rms_norm_eps", 10**400, "rms_norm_eps"),
         ("text_config.use_sliding_window", True, "use_sliding_window"),
         ("text_config.hidden_act", "gelu", "hidden_act"),
+        ("text_config.layer_types", ["full_attention", "sliding_attention", "full_attention"], "layer_types"),
+        ("text_config.partial_rotary_factor", 0.5, "partial_rotary_factor"),
+        ("text_config.rope_parameters.partial_rotary_factor", 0.25, "partial_rotary_factor"),
+        ("text_config.num_hidden_layers", 10_001, "num_hidden_layers"),
         ("text_config.eos_token_id", ["a"], "eos_token_id"),
         ("text_config.rope_parameters", "x", "rope_parameters"),
         ("text_config.rope_parameters.rope_type", "yarn", "yarn"),
@@ -131,6 +135,64 @@ def test_a_tower_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
 def test_wrong_image_settings_are_named(tmp_path: Path, field: str, value: Any) -> None:
     with pytest.raises(ModelConfigError, match=field):
         Normalisation.load(write(tmp_path, {field: value}, "preprocessor_config.json"))
+
+
+QWEN3_VL_MOE: dict[str, Any] = {
+    "model_type": "qwen3_vl_moe",
+    "text_config": GIVEN["text_config"] | {
+        "head_dim": 32, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    },
+    "vision_config": {
+        "depth": 3, "hidden_size": 96, "intermediate_size": 100, "num_heads": 3, "out_hidden_size": 128,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("vision_config", "num_position_embeddings", 15),
+        ("vision_config", "deepstack_visual_indexes", [0, 3]),
+        ("vision_config", "deepstack_visual_indexes", [1, 1]),
+        ("vision_config", "deepstack_visual_indexes", None),
+        ("vision_config", "hidden_act", "relu"),
+        ("vision_config", "out_hidden_size", 64),
+        ("text_config", "num_experts_per_tok", 5),
+        ("text_config", "num_experts", None),
+        ("text_config", "moe_intermediate_size", 0),
+        ("text_config", "mlp_only_layers", "x"),
+        ("text_config", "decoder_sparse_step", 0),
+    ],
+)
+def test_a_wrong_field_of_a_newer_family_is_named(tmp_path: Path, part: str, field: str, value: Any) -> None:
+    good = load_model_config(write(tmp_path, QWEN3_VL_MOE))
+    assert good.embedding_width == 3 * 128
+    assert good.text.experts is not None
+    wrong = QWEN3_VL_MOE | {part: QWEN3_VL_MOE[part] | {field: value}}
+    with pytest.raises(ModelConfigError, match=field.removeprefix("num_")):
+        load_model_config(write(tmp_path, wrong))
+
+
+def test_more_deepstack_blocks_than_layers_are_refused(tmp_path: Path) -> None:
+    shallow = QWEN3_VL_MOE["text_config"] | {"num_hidden_layers": 1}
+    with pytest.raises(ModelConfigError, match="deepstack_visual_indexes names 2 blocks"):
+        load_model_config(write(tmp_path, QWEN3_VL_MOE | {"text_config": shallow}))
+
+
+def test_the_flat_form_of_older_checkpoints(tmp_path: Path) -> None:
+    """Text fields at the top, a tower whose hidden_size is that of its output, a tie that only text_config knows."""
+    text = GIVEN["text_config"]
+    flat = {**text, "model_type": "qwen2_vl", "vision_config": {"depth": 2, "embed_dim": 32, "num_heads": 2}}
+    flat["vision_config"] |= {"hidden_size": text["hidden_size"], "mlp_ratio": 4, "in_chans": 3}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": flat.pop("rope_parameters")["mrope_section"]}
+    config = load_model_config(write(tmp_path, flat))
+    assert config.text.rope_theta == 1_000_000.0
+    assert config.vision is not None
+    assert (config.vision.hidden_size, config.vision.intermediate_size, config.vision.window_size) == (32, 128, 0)
+    assert config.vision.activation == "quick_gelu"
+    tied = {**flat, "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
+    assert load_model_config(write(tmp_path, tied)).text.tie_word_embeddings
 
 
 def test_image_settings_inside_a_processor_configuration_count(tmp_path: Path) -> None:

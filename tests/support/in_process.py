@@ -17,6 +17,7 @@ from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.waker import Waker
+from epd_runtime.frontend.chat import Chat
 from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
 from epd_runtime.frontend.model_folder import load_model_folder
@@ -45,7 +46,7 @@ class InProcessEngine:
 
     def chat(self, messages: list[dict[str, Any]]) -> Prompt:
         """The prompt of one conversation."""
-        return asyncio.run(self._builder.from_chat(messages, {}))
+        return asyncio.run(self._builder.from_chat(Chat(messages)))
 
     def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int], chunk: int) -> list[list[int]]:
         """Greedy tokens of all prompts in one batch, prompts computed `chunk` tokens at a time."""
