@@ -1,7 +1,7 @@
 """Every way of serving gives transformers' tokens: real processes, real HTTP, fp32, greedy.
 
-Modes: colocated, E+PD (encoders and one language server), P+D, E+P+D. Models: a random Qwen2.5-VL and a random
-Llama, untied, drawn anew at each run (the seed is printed).
+Modes: colocated, E+PD (encoders and one language server), P+D, E+P+D. Models: a random Qwen2.5-VL, a random Qwen3-VL
+and a random Llama, untied, drawn anew at each run (the seed is printed).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import random
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pytest
 from PIL import Image
 
 from deployments import MODES, Deployment, deploy
-from random_models import make_llama, make_qwen2_5_vl
+from random_models import make_llama, make_qwen2_5_vl, make_random
 from reference import TextReference, VisionReference
 
 NEW_TOKENS = 24
@@ -102,24 +101,38 @@ def questions(draw: random.Random) -> list[tuple[str, list[bytes]]]:
     return [("What do you see? " * draw.randrange(1, 12), [picture(draw) for _ in range(count)]) for count in counts]
 
 
+def answers(folder: Path, questions: list[tuple[str, list[bytes]]]) -> list[str]:
+    """What transformers says."""
+    reference = VisionReference(folder)
+    tokens = [reference.chat(conversation(text, images)[1], images, NEW_TOKENS) for text, images in questions]
+    assert len({token for answer in tokens for token in answer}) > 20, "the model repeats itself: nothing is proven"
+    return [reference.text(answer) for answer in tokens]
+
+
 @pytest.fixture(scope="module")
 def expected(vision_model: Path, questions: list[tuple[str, list[bytes]]]) -> list[str]:
-    reference = VisionReference(vision_model)
-    answers = [reference.chat(conversation(text, images)[1], images, NEW_TOKENS) for text, images in questions]
-    assert len({token for answer in answers for token in answer}) > 20, "the model repeats itself: nothing is proven"
-    return [reference.text(answer) for answer in answers]
+    return answers(vision_model, questions)
 
 
-@pytest.fixture(scope="module", params=[*((mode, "tcp") for mode in MODES), ("E+P+D", "shm")], ids="-".join)
-def vision_deployment(request: pytest.FixtureRequest, vision_model: Path) -> Iterator[Deployment]:
-    mode, backend = request.param
-    with deploy(mode, vision_model, backend) as deployment:
-        yield deployment
-
-
+@pytest.mark.parametrize("mode", MODES)
 def test_chats_equal_transformers(
-    vision_deployment: Deployment, questions: list[tuple[str, list[bytes]]], expected: list[str]
+    mode: str, vision_model: Path, questions: list[tuple[str, list[bytes]]], expected: list[str]
 ) -> None:
+    with deploy(mode, vision_model) as deployment:
+        check_chats(deployment, questions, expected)
+
+
+def test_deepstack_travels_with_the_embeddings(
+    draw: random.Random, questions: list[tuple[str, list[bytes]]], tmp_path: Path
+) -> None:
+    """A Qwen3-VL, whose embeddings are wider than its language model; and KV through shared memory."""
+    folder = make_random("qwen3_vl", tmp_path, draw)
+    with deploy("E+P+D", folder, "shm") as deployment:
+        check_chats(deployment, questions, answers(folder, questions))
+
+
+def check_chats(deployment: Deployment, questions: list[tuple[str, list[bytes]]], expected: list[str]) -> None:
+    """One question alone, then all at once."""
     bodies = [
         {
             "model": "", "messages": conversation(text, images)[0], "max_tokens": NEW_TOKENS, "temperature": 0,
@@ -127,12 +140,12 @@ def test_chats_equal_transformers(
         }
         for text, images in questions
     ]  # fmt: skip
-    alone = asyncio.run(post(vision_deployment.url, "/v1/chat/completions", bodies[1:2]))
-    together = asyncio.run(post(vision_deployment.url, "/v1/chat/completions", bodies))
+    alone = asyncio.run(post(deployment.url, "/v1/chat/completions", bodies[1:2]))
+    together = asyncio.run(post(deployment.url, "/v1/chat/completions", bodies))
     assert [answer["choices"][0]["message"]["content"] for answer in together] == expected
     assert alone[0]["choices"][0]["message"]["content"] == expected[1]
     assert all(answer["usage"]["completion_tokens"] == NEW_TOKENS for answer in together)
-    gauges_at_rest(vision_deployment)
+    gauges_at_rest(deployment)
 
 
 @pytest.mark.parametrize("mode", ["colocated", "P+D"])

@@ -1,6 +1,7 @@
 """Mixture of experts: a router sends every token to a few of many small MLPs.
 
-Tokens are sorted by expert, so that each expert that is hit at all runs once, over all of its tokens.
+Tokens are sorted by expert, so that each expert that is hit at all runs once, over all of its tokens. On CPU that is a
+loop over those experts; on CUDA one grouped product, which never waits for the device and can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from epd_runtime.kernels import ops
 from epd_runtime.text_config import ExpertsConfig
+
+ALIGNMENT = 16  # bytes: what grouped products ask of rows
 
 
 class ExpertsMLP(nn.Module):
@@ -26,12 +29,14 @@ class ExpertsMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden]."""
         weights, chosen = self._route(x)  # [tokens, experts_per_token] each
-        order = chosen.flatten().argsort(stable=True)
-        ends = chosen.flatten().bincount(minlength=self.config.num_experts).cumsum(0).tolist()
-        inputs = x[order // self.config.experts_per_token].tensor_split(ends[:-1])
-        parts = [self._expert(index, part) for index, part in enumerate(inputs) if part.shape[0]]
-        answers = x.new_empty(order.shape[0], x.shape[1])
-        answers[order] = torch.cat(parts)
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        counts = flat.new_zeros(self.config.num_experts).scatter_add_(0, flat, torch.ones_like(flat))
+        inputs = x[order // self.config.experts_per_token]
+        grouped = x.is_cuda and self.is_aligned
+        computed = self.grouped(inputs, counts) if grouped else self.one_by_one(inputs, counts)
+        answers = torch.empty_like(computed)
+        answers[order] = computed
         return (answers.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,5 +47,23 @@ class ExpertsMLP(nn.Module):
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights.to(x.dtype), chosen
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether grouped() takes matrices of these sizes."""
+        return all(size * self.down_proj.element_size() % ALIGNMENT == 0 for size in self.down_proj.shape[1:])
+
+    def one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Each expert's MLP of its rows: x [rows, hidden], sorted by expert, counts [experts] rows for each."""
+        ends = counts.cumsum(0).tolist()
+        parts = enumerate(x.tensor_split(ends[:-1]))
+        return torch.cat([self._expert(index, part) for index, part in parts if part.shape[0]])
+
     def _expert(self, index: int, x: Tensor) -> Tensor:
         return F.linear(ops.silu_mul(F.linear(x, self.gate_up_proj[index])), self.down_proj[index])
+
+    def grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+        """The same as one_by_one(), without knowing counts on the host."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate_up: Tensor = F.grouped_mm(x, self.gate_up_proj.transpose(1, 2), offs=ends)
+        result: Tensor = F.grouped_mm(ops.silu_mul(gate_up), self.down_proj.transpose(1, 2), offs=ends)
+        return result
