@@ -105,7 +105,7 @@ def test_an_upgrade_keeps_what_was_scaled_and_restarts_no_pod(
 ) -> None:
     """The release's own pods are simulated, so the operator runs here, before and after as a new version would."""
     groups = Groups(cluster, "default")
-    scaled = role("server") | {"scalingAdapter": {"enable": True}}
+    scaled = role("server", image="server:1") | {"scalingAdapter": {"enable": True}}
 
     def pods() -> set[str]:
         return {pod["metadata"]["uid"] for pod in groups.pods("server")}
@@ -119,7 +119,7 @@ def test_an_upgrade_keeps_what_was_scaled_and_restarts_no_pod(
     running = pods()
     installed("upgrade", RELEASE, next_chart(tmp_path), "-n", NAMESPACE, "--wait")
     with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "default", name="after"):
-        groups.apply(manifest(scaled, role("another"), name="scaled"))
+        groups.apply(manifest(scaled, role("another", image="server:1"), name="scaled"))
         groups.wait_ready("scaled")
         assert pods() == running
         cluster.kubectl("delete", "rbg", "scaled")
