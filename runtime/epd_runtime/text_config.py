@@ -184,7 +184,7 @@ def _rope_scaling(rope: Fields) -> RopeScaling:
 def _experts(family: TextFamily, raw: Fields, num_layers: int) -> ExpertsConfig:
     """Both spellings of the number of experts; every decoder_sparse_step-th layer has them, but for named ones."""
     name = "num_experts" if "num_experts" in raw else "num_local_experts"
-    step, plain = raw.integer("decoder_sparse_step", 1), raw.integers("mlp_only_layers", ())
+    step, plain = raw.integer("decoder_sparse_step", 1), set(raw.integers("mlp_only_layers", ()))
     experts = ExpertsConfig(
         num_experts=raw.integer(name),
         experts_per_token=raw.integer("num_experts_per_tok"),

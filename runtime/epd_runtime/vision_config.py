@@ -79,7 +79,7 @@ def _qwen2_vl(raw: Fields) -> VisionConfig:
     return dataclasses.replace(
         _common(raw, 14, "quick_gelu"),
         hidden_size=width,
-        intermediate_size=int(width * raw.number("mlp_ratio", 4)),
+        intermediate_size=width * raw.integer("mlp_ratio", 4),
         out_hidden_size=raw.integer("hidden_size"),
     )
 

@@ -22,15 +22,34 @@ from epd_runtime.models.loader import Cut, Piece, WeightError, load_weights
 
 GIVEN = json.loads((Path(__file__).parents[2] / "models" / "handwriting" / "config.json").read_text())
 
+QWEN3_VL_MOE: dict[str, Any] = {
+    "model_type": "qwen3_vl_moe",
+    "text_config": GIVEN["text_config"] | {
+        "head_dim": 32, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    },
+    "vision_config": {
+        "depth": 3, "hidden_size": 96, "intermediate_size": 100, "num_heads": 3, "out_hidden_size": 128,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
+    },
+}  # fmt: skip
+_FLAT = {name: value for name, value in GIVEN["text_config"].items() if name != "rope_parameters"}
+QWEN2_VL: dict[str, Any] = _FLAT | {
+    "model_type": "qwen2_vl",
+    "rope_scaling": {"type": "mrope", "mrope_section": GIVEN["text_config"]["rope_parameters"]["mrope_section"]},
+    "vision_config": {
+        "depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": _FLAT["hidden_size"], "mlp_ratio": 4, "in_chans": 3,
+    },
+}  # fmt: skip
+
 
 def write(folder: Path, content: Any, name: str = "config.json") -> Path:
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """The given configuration with one field, a.b.c, replaced."""
-    config: dict[str, Any] = json.loads(json.dumps(GIVEN))
+def changed(path: str, value: Any, base: dict[str, Any] = GIVEN) -> dict[str, Any]:
+    """A configuration with one field, a.b.c, replaced."""
+    config: dict[str, Any] = json.loads(json.dumps(base))
     *parents, name = path.split(".")
     place = config
     for parent in parents:
@@ -114,11 +133,15 @@ JSON = st.recursive(
 )
 
 
-@given(path=st.sampled_from(_paths(GIVEN)), value=JSON)
+@given(
+    place=st.sampled_from([(base, path) for base in (GIVEN, QWEN3_VL_MOE, QWEN2_VL) for path in _paths(base)]),
+    value=JSON,
+)
 def test_any_value_anywhere_loads_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, path: str, value: Any
+    tmp_path_factory: pytest.TempPathFactory, place: tuple[dict[str, Any], str], value: Any
 ) -> None:
-    folder = write(tmp_path_factory.mktemp("model"), changed(path, value))
+    base, path = place
+    folder = write(tmp_path_factory.mktemp("model"), changed(path, value, base))
     with contextlib.suppress(ModelConfigError):
         load_model_config(folder)
 
@@ -135,18 +158,6 @@ def test_a_tower_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
 def test_wrong_image_settings_are_named(tmp_path: Path, field: str, value: Any) -> None:
     with pytest.raises(ModelConfigError, match=field):
         Normalisation.load(write(tmp_path, {field: value}, "preprocessor_config.json"))
-
-
-QWEN3_VL_MOE: dict[str, Any] = {
-    "model_type": "qwen3_vl_moe",
-    "text_config": GIVEN["text_config"] | {
-        "head_dim": 32, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
-    },
-    "vision_config": {
-        "depth": 3, "hidden_size": 96, "intermediate_size": 100, "num_heads": 3, "out_hidden_size": 128,
-        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
-    },
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -182,16 +193,12 @@ def test_more_deepstack_blocks_than_layers_are_refused(tmp_path: Path) -> None:
 
 def test_the_flat_form_of_older_checkpoints(tmp_path: Path) -> None:
     """Text fields at the top, a tower whose hidden_size is that of its output, a tie that only text_config knows."""
-    text = GIVEN["text_config"]
-    flat = {**text, "model_type": "qwen2_vl", "vision_config": {"depth": 2, "embed_dim": 32, "num_heads": 2}}
-    flat["vision_config"] |= {"hidden_size": text["hidden_size"], "mlp_ratio": 4, "in_chans": 3}
-    flat["rope_scaling"] = {"type": "mrope", "mrope_section": flat.pop("rope_parameters")["mrope_section"]}
-    config = load_model_config(write(tmp_path, flat))
+    config = load_model_config(write(tmp_path, QWEN2_VL))
     assert config.text.rope_theta == 1_000_000.0
     assert config.vision is not None
     assert (config.vision.hidden_size, config.vision.intermediate_size, config.vision.window_size) == (32, 128, 0)
     assert config.vision.activation == "quick_gelu"
-    tied = {**flat, "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
+    tied = {**QWEN2_VL, "tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
     assert load_model_config(write(tmp_path, tied)).text.tie_word_embeddings
 
 
