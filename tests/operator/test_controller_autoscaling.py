@@ -42,7 +42,8 @@ def example(name: str) -> dict[str, Any]:
 
 def test_encoders_follow_the_load(cluster: ControlPlane, tmp_path: Path) -> None:
     groups, autoscaler = Groups(cluster, "ours"), example("07-autoscaling-hpa.yaml")
-    autoscaler["spec"]["behavior"]["scaleDown"] = {"stabilizationWindowSeconds": 0}  # nobody waits five minutes here
+    at_once = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 10, "periodSeconds": 1}]}
+    autoscaler["spec"]["behavior"] = {"scaleUp": at_once, "scaleDown": at_once}  # nobody waits five minutes here
     with MetricsApi(cluster) as metrics, OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "ours"):
         metrics.cpu = "700m"
         groups.apply(example("07-autoscaling-group.yaml"))
