@@ -158,8 +158,12 @@ def test_llama_tokens_equal_transformers(mode: str, draw: random.Random, tmp_pat
     with deploy(mode, folder) as deployment:
         bodies = [{"input_ids": prompt, "sampling_params": sampling} for prompt in prompts]
         answers = asyncio.run(post(deployment.url, "/generate", bodies))
+        batch = {"prompt": prompts, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+        completions = asyncio.run(post(deployment.url, "/v1/completions", [batch]))[0]
         gauges_at_rest(deployment)
     assert [answer["output_ids"] for answer in answers] == expected
+    assert [choice["text"] for choice in completions["choices"]] == [reference.text(answer) for answer in expected]
+    assert completions["usage"]["prompt_tokens"] == sum(map(len, prompts))
 
 
 def test_each_role_holds_only_its_weights(vision_model: Path) -> None:

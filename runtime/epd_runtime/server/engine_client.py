@@ -160,10 +160,10 @@ class EngineClient:
         if self._closed:
             return
         for _ in range(BURST):
-            if not int(self._from_engine.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return
             try:
                 self._dispatch(messages.decode_from_engine(self._from_engine.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                return
             except msgspec.MsgspecError as error:
                 logger.error("message from the engine cannot be decoded: %s", error)
         self._loop.call_soon(self._read)

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 
@@ -95,8 +96,7 @@ class Answer:
         return self.token_ids[:-1] if self.hides_stop else self.token_ids
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What one engine step added to the sample `index`. tokens: those of the text, without a stop token left out."""
 
     index: int
