@@ -37,7 +37,7 @@ HELLO: Any = [{"role": "user", "content": "Hello"}]
 def server() -> Iterator[Server]:
     running = start_model(HANDWRITING, "--served-model-name", MODEL, "--context-length", "1024")
     try:
-        yield running.wait_healthy()
+        yield running.wait_healthy(180)
     finally:
         running.stop()
 
@@ -159,9 +159,7 @@ def test_answers_follow_a_response_format(client: openai.OpenAI, seed: int) -> N
     number = client.chat.completions.create(**asked, extra_body={"regex": "[0-9]{3}-[0-9]{2}"})
     first, _, second = (number.choices[0].message.content or "").partition("-")
     assert (first.isdigit(), second.isdigit(), len(first), len(second)) == (True, True, 3, 2)
+    impossible: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(
-            **asked,
-            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}},
-        )
+        client.chat.completions.create(**asked, response_format=impossible)
     assert "response_format" in caught.value.message

@@ -28,7 +28,7 @@ ALLOWED = {200, 400, 401, 404, 405, 406, 413, 415, 422, 501, 503}
 def server() -> Iterator[Server]:
     running = start_model(HANDWRITING, "--context-length", "128", "--max-running-requests", "16")
     try:
-        yield running.wait_healthy()
+        yield running.wait_healthy(180)
     finally:
         running.stop()
 

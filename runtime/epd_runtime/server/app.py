@@ -105,13 +105,8 @@ def _information(service: Service) -> list[Endpoint]:
 
     async def model(request: Request) -> Response:
         name = request.path_params["model"]
-        if name in (service.config.model_name, service.config.model_path):
-            return json_response(info.model_card(service))
-        try:
-            service.check_model_name(name or " ")
-        except RequestError as error:
-            return error_response(error)
-        return json_response(info.model_card(service))
+        known = service.is_model_name(name)
+        return json_response(info.model_card(service)) if known else error_response(service.no_such_model(name))
 
     server_info = partial(_json, service, info.server_info)
     model_info = partial(_json, service, info.model_info)
@@ -179,7 +174,7 @@ def _generation(service: Service) -> list[Endpoint]:
         return json_response(await unless_disconnected(request.receive, tokenize(service, body)))
 
     async def text(request: Request) -> Response:
-        return json_response(detokenize(service, parse_body(await read_body(request), DetokenizeBody)))
+        return json_response(await detokenize(service, parse_body(await read_body(request), DetokenizeBody)))
 
     return [
         post("/v1/chat/completions", chat, "OpenAI chat completions", ChatRequest),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from epd_runtime.frontend.errors import RequestError, bad_request
@@ -32,11 +33,11 @@ PromptInput = str | list[int]
 
 @dataclasses.dataclass(frozen=True)
 class CompletionPlan:
-    """A checked body. echoes: the text of each prompt, when the answers begin with it."""
+    """A checked body. echoes: the prompts, when the answers begin with them."""
 
     id: str
     job: Job
-    echoes: Sequence[str]
+    echoes: Sequence[PromptInput]
 
 
 def plan_completion(service: Service, body: CompletionRequest) -> CompletionPlan:
@@ -69,7 +70,7 @@ def plan_completion(service: Service, body: CompletionRequest) -> CompletionPlan
         priority=priority_of(body.priority),
         keeps_stops=keeps_stops(body),
     )
-    return CompletionPlan(answer_id, job, [_text_of(service, prompt) for prompt in prompts] if body.echo else ())
+    return CompletionPlan(answer_id, job, prompts if body.echo else ())
 
 
 def prompt_inputs(given: str | list[str | int | list[int]] | None) -> list[PromptInput]:
@@ -94,14 +95,6 @@ def _build(prompt: PromptInput) -> Callable[[PromptBuilder], Awaitable[Prompt]]:
     return lambda builder: builder.from_native(prompt, param="prompt")
 
 
-def _text_of(service: Service, prompt: PromptInput) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    ids = service.prompts.checked_ids(prompt, "prompt")
-    text: str = service.model.tokenizer.decode(ids, skip_special_tokens=False)
-    return text
-
-
 class CompletionAnswer(OpenAIAnswer):
     """Renders the continuations of all prompts; choices of the first prompt come first."""
 
@@ -115,6 +108,7 @@ class CompletionAnswer(OpenAIAnswer):
         self._n = plan.job.n
         self._with_logprobs = body.logprobs is not None
         self._echoes = plan.echoes
+        self._decode = partial(service.model.tokenizer.decode, skip_special_tokens=False)
         self._shown = [0] * len(generation.answers)  # characters that streamed so far
         self._echoed: set[int] = set()
 
@@ -156,7 +150,11 @@ class CompletionAnswer(OpenAIAnswer):
         return {"text": "", "logprobs": None, "finish_reason": self._generation.answers[index].finish_reason}
 
     def _echo(self, index: int) -> str:
-        return self._echoes[index // self._n] if self._echoes else ""
+        """Text of the prompt; asked for once it is known to be one that the engine takes."""
+        if not self._echoes:
+            return ""
+        prompt = self._echoes[index // self._n]
+        return prompt if isinstance(prompt, str) else self._decode(prompt)
 
     def _prompt_ids(self, index: int) -> list[int]:
         return self._generation.prompts[index // self._n].input_ids if self._echoes else []

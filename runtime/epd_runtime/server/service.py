@@ -158,14 +158,21 @@ class Service:
 
     def check_model_name(self, name: str | None) -> None:
         """Raise RequestError 404 for another model's name; routers write "unknown" when the client named none."""
-        known = (None, "", "unknown", self.config.model_name, self.config.model_path)
-        if name not in known:
-            raise RequestError(
-                404,
-                f"the model {name!r} does not exist; this server has {self.config.model_name!r}",
-                "model",
-                "model_not_found",
-            )
+        if name not in (None, "", "unknown") and not self.is_model_name(name):
+            raise self.no_such_model(name)
+
+    def is_model_name(self, name: str) -> bool:
+        """Whether the model is called so."""
+        return name in (self.config.model_name, self.config.model_path)
+
+    def no_such_model(self, name: str) -> RequestError:
+        """The error for another model's name."""
+        return RequestError(
+            404,
+            f"the model {name[:200]!r} does not exist; this server has {self.config.model_name!r}",
+            "model",
+            "model_not_found",
+        )
 
     def next_seed(self) -> int:
         """A seed for a request without one; the sequence follows from --random-seed."""

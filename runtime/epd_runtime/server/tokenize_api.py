@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from epd_runtime.frontend.errors import bad_request
@@ -11,6 +12,7 @@ from epd_runtime.server.service import Service
 from epd_runtime.server.tools.choice import plan_tools
 
 MAX_TEXTS = 1024
+INLINE_TOKENS = 4096  # decoded on the event loop; more in a thread
 
 
 async def tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
@@ -43,7 +45,7 @@ async def _token_lists(service: Service, body: TokenizeBody) -> list[list[int]]:
     return [await service.prompts.tokenize(text, special) for text in texts]
 
 
-def detokenize(service: Service, body: DetokenizeBody) -> dict[str, Any]:
+async def detokenize(service: Service, body: DetokenizeBody) -> dict[str, Any]:
     """Text of token ids, or texts of lists of them, under the names of both reference APIs; raises RequestError 400."""
     service.check_model_name(body.model)
     lists = [item for item in body.tokens if isinstance(item, list)]
@@ -51,7 +53,10 @@ def detokenize(service: Service, body: DetokenizeBody) -> dict[str, Any]:
         raise bad_request("tokens must be token ids, or lists of token ids", "tokens")
     batch = lists or [[item for item in body.tokens if isinstance(item, int)]]
     skip = body.skip_special_tokens is not False
-    tokenizer = service.model.tokenizer
-    texts = [tokenizer.decode(service.prompts.checked_ids(i, "tokens"), skip_special_tokens=skip) for i in batch]
+    for ids in batch:
+        service.prompts.checked_ids(ids, "tokens")
+    decode = service.model.tokenizer.decode_batch
+    inline = sum(map(len, batch)) <= INLINE_TOKENS
+    texts = decode(batch, skip) if inline else await asyncio.to_thread(decode, batch, skip)
     text = texts if lists else texts[0]
     return {"text": text, "prompt": text}

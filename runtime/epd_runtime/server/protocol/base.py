@@ -38,6 +38,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_ids_logprob": ([],), "return_hidden_states": (False,), "input_embeds": (), "audio_data": (),
     "custom_logit_processor": (), "session_params": (), "stop_regex": ([], ""), "structural_tag": (),
     "custom_params": ({},), "spaces_between_special_tokens": (True,), "use_beam_search": (False,),
+    "prompt_logprobs": (), "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (),
+    "guided_grammar": (),
 }  # fmt: skip
 
 

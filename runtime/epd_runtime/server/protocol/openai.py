@@ -88,6 +88,12 @@ class OpenAIRequest(RoomFields):
     user: str | None = None
     return_timings: bool | None = None
 
+    prompt_logprobs: int | None = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: Any = None
+    guided_grammar: str | None = None
     lora_path: Any = None
     custom_logit_processor: Any = None
     return_hidden_states: bool | None = None
