@@ -20,7 +20,8 @@ from server_harness import HANDWRITING
 
 from servers import Server, start_model
 
-SECONDS = 12.0  # of each kind of requests
+SECONDS = 12.0  # of each kind of requests, on a busy machine until LEAST of them were sent
+LEAST = 50
 ALLOWED = {200, 400, 401, 404, 405, 406, 413, 415, 422, 501, 503}
 
 
@@ -53,10 +54,9 @@ def test_no_request_breaks_the_server(server: Server, mode: GenerationMode) -> N
         assert response.status_code in ALLOWED, (case.as_curl_command(), response.text)
 
     with requests.Session() as session:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or sum(statuses.values()) < LEAST:
             ten()
-    assert sum(statuses.values()) > 20, statuses
-    assert 200 in statuses, statuses
+    assert 200 in statuses or mode is GenerationMode.NEGATIVE, statuses
 
 
 def test_it_is_as_good_as_new(server: Server) -> None:

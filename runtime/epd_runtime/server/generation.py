@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import msgspec
 
@@ -96,7 +95,8 @@ class Answer:
         return self.token_ids[:-1] if self.hides_stop else self.token_ids
 
 
-class Delta(NamedTuple):
+@dataclasses.dataclass(slots=True)
+class Delta:
     """What one engine step added to the sample `index`. tokens: those of the text, without a stop token left out."""
 
     index: int
