@@ -88,9 +88,19 @@ class ServerConfig:
     context_length: int | None = flag(None, "Longest prompt plus answer; default: the model's own.")
     max_total_tokens: int | None = flag(None, "Tokens of KV cache; default: from free memory.")
     page_size: int = flag(16, "Tokens of one KV page.")
+    mem_fraction_static: float | None = flag(
+        None,
+        "Share of the device's memory for weights and KV (CPU: of the free memory for KV); default: 0.85, CPU 0.2.",
+    )
+    disable_radix_cache: bool = flag(False, "Keep no KV of earlier prompts and answers for prompts that begin alike.")
+    schedule_policy: str = flag(
+        "fcfs",
+        "Who goes first: by arrival, or by the request's priority (one level is worth 30 s of waiting).",
+        choices=("fcfs", "priority"),
+    )
     max_running_requests: int = flag(64, "Requests in one batch.")
     max_queued_requests: int = flag(512, "Requests waiting beyond those; more are refused with 503.")
-    chunked_prefill_size: int = flag(4096, "Prompt tokens computed in one step.")
+    chunked_prefill_size: int = flag(4096, "Prompt tokens computed in one step, beside the running answers.")
 
     attention_backend: str | None = flag(
         None, "Attention of the language model; default: triton on CUDA, else reference.", choices=ATTENTION_BACKENDS
@@ -166,6 +176,8 @@ class ServerConfig:
                 raise ConfigError(f"{_flag_name(name)} must be at least 1, not {value}")
         if not 0 < self.media_url_timeout < float("inf"):
             raise ConfigError(f"--media-url-timeout must be a number of seconds above 0, not {self.media_url_timeout}")
+        if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
+            raise ConfigError(f"--mem-fraction-static must be a share between 0 and 1, not {self.mem_fraction_static}")
         if self.limit_images_per_request < 0:
             raise ConfigError(f"--limit-images-per-request must be at least 0, not {self.limit_images_per_request}")
         if self.port > 65535 or self.disaggregation_bootstrap_port > 65535:

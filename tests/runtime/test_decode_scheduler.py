@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, P
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams, TokenOutput
 from scripted_handoff import ScriptedHandoff
 
@@ -20,7 +22,22 @@ VOCAB = 100
 
 def make(pages: int = 16) -> tuple[DecodeScheduler, ScriptedHandoff]:
     handoff = ScriptedHandoff()
-    return DecodeScheduler(Limits(128, 8, 4, 16, frozenset({1}), VOCAB), PageAllocator(pages), handoff), handoff
+    limits = Limits(128, 8, 4, 16, frozenset({1}), VOCAB)
+    return DecodeScheduler(limits, PageAllocator(pages), handoff, ScriptedStore()), handoff
+
+
+class ScriptedStore:
+    """Remembers which pages were copied."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[list[int], list[int]]] = []
+
+    def save(self, pages: Sequence[int]) -> list[int]:
+        return list(pages)
+
+    def load(self, saved: list[int], pages: Sequence[int]) -> None:
+        assert len(saved) == len(pages)
+        self.loaded.append((saved, list(pages)))
 
 
 def ask(rid: str, room: int, new: int = 4) -> Request:
@@ -181,5 +198,5 @@ def test_every_order_of_events_ends_every_request_and_frees_every_page(
         run()
     assert not scheduler.requests
     assert scheduler.allocator.num_used == 0
-    assert scheduler._num_active() == 0
+    assert not scheduler._active()
     assert sorted(ended) == sorted({str(index) for index in range(added)} - aborted)

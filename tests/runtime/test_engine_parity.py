@@ -11,8 +11,9 @@ import torch
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout
-from epd_runtime.kvcache.pool import KVPool, PageAllocator, page_bytes
+from epd_runtime.kvcache.pool import KVPool, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
 from epd_runtime.model_config import load_model_config
 from epd_runtime.models.registry import load_language_model

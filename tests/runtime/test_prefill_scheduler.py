@@ -10,7 +10,7 @@ from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.request import NO_TOKEN, Request
 from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
 from scripted_handoff import ScriptedHandoff
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import IllegalTransitionError, State, advance
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
 
 EOS = 1

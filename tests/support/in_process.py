@@ -22,8 +22,9 @@ from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
 from epd_runtime.frontend.model_folder import load_model_folder
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout
-from epd_runtime.kvcache.pool import KVPool, PageAllocator, page_bytes
+from epd_runtime.kvcache.pool import KVPool, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
 from epd_runtime.models.registry import load_language_model, load_vision_tower
 

@@ -4,35 +4,56 @@ A request joins its room at prefill, waits for the prompt's length (JOINING), qu
 them to prefill (RECEIVING) and decodes once everything has arrived. Pages that prefill may still write into are
 freed only after the handoff says that the room is over.
 
+It cannot compute a prompt again: images never come here. So the KV of a retracted request is copied to host memory and
+back. Those copies are never larger than the pool: whatever is retracted ran beside the rest, and nothing new is
+admitted before it has come back. Requests that are RECEIVING cannot be retracted; when they hold the last page even the
+first request waits for them, and as no new ones are admitted they become few.
+
 Prefill is not trusted: a request names its address, so it may be anybody. What it says about a prompt is checked before
 it can cost memory or reach a step that other requests share.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 from epd_runtime.disaggregation.handoff.contract import DecodeHandoff, Failed, PrefillResult, Prepared, Received
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
+from epd_runtime.kvcache.prefix_cache import Holding
 from epd_runtime.messages import Bootstrap
+
+
+class PageStore(Protocol):
+    """The memory of the pages (KVPool)."""
+
+    def save(self, pages: Sequence[int]) -> Any:
+        """A copy of pages in host memory."""
+
+    def load(self, saved: Any, pages: Sequence[int]) -> None:
+        """Put a copy back, into any pages of the same number."""
 
 
 class DecodeScheduler(Scheduler):
     """A Scheduler that is given its prompts' KV instead of computing it."""
 
-    def __init__(self, limits: Limits, allocator: PageAllocator, handoff: DecodeHandoff) -> None:
-        super().__init__(limits, allocator)
+    def __init__(self, limits: Limits, allocator: PageAllocator, handoff: DecodeHandoff, store: PageStore) -> None:
+        super().__init__(dataclasses.replace(limits, keeps_prefixes=False), allocator)
         self._handoff = handoff
+        self._store = store
         self._rooms: dict[int, Request] = {}
-        self._orphaned_pages: dict[int, list[int]] = {}  # room -> pages of a request that left while RECEIVING
-        self._num_receiving = 0
+        self._orphaned: dict[int, Holding] = {}  # room -> pages of a request that left while RECEIVING
+        self._receiving: dict[int, Request] = {}  # those of _rooms that are RECEIVING
 
     def add(self, request: Request) -> None:
         """Join the request's room at prefill."""
         self.requests[request.rid] = request
         assert request.bootstrap is not None
-        if request.room in self._rooms or request.room in self._orphaned_pages:
+        if request.room in self._rooms or request.room in self._orphaned:
             self.fail(request.rid, 400, f"room {request.room} is in use by another request")
             return
         request.advance(State.JOINING)
@@ -53,7 +74,7 @@ class DecodeScheduler(Scheduler):
 
     def refuse_room(self, bootstrap: Bootstrap, status: int, message: str) -> None:
         """A request was refused before it reached the engine: prefill's half must not wait for us."""
-        if bootstrap.room not in self._rooms and bootstrap.room not in self._orphaned_pages:
+        if bootstrap.room not in self._rooms and bootstrap.room not in self._orphaned:
             self._handoff.join(bootstrap.room, bootstrap.host, bootstrap.port)
             self._handoff.abort(bootstrap.room, status, message)
 
@@ -68,7 +89,7 @@ class DecodeScheduler(Scheduler):
                 else:
                     self._received(request, event)
             elif isinstance(event, Received):  # the request left while its last bytes were on their way
-                self.allocator.free(self._orphaned_pages.pop(event.room, []))
+                self._room_is_over(event.room)
 
     def _prepared(self, request: Request, num_tokens: int) -> None:
         request.prompt_length = num_tokens
@@ -77,7 +98,7 @@ class DecodeScheduler(Scheduler):
 
     def _received(self, request: Request, event: Received) -> None:
         del self._rooms[request.room]
-        self._num_receiving -= 1
+        del self._receiving[request.room]
         result = event.result
         if (problem := self._problem(request, result)) is not None:
             self.fail(request.rid, 502, f"prefill sent a wrong result: {problem}")
@@ -85,6 +106,7 @@ class DecodeScheduler(Scheduler):
         request.input_ids = result.input_ids
         request.position_delta = result.position_delta
         request.num_computed = request.prompt_length
+        request.cached_tokens = result.cached_tokens
         request.spans = list(result.spans)
         prefill_end = result.spans[-1].end if result.spans else event.started
         request.stage_started = prefill_end
@@ -95,11 +117,15 @@ class DecodeScheduler(Scheduler):
         self._report(request)
 
     def _room_failed(self, event: Failed) -> None:
-        self.allocator.free(self._orphaned_pages.pop(event.room, []))
+        self._room_is_over(event.room)
         if (request := self._rooms.pop(event.room, None)) is not None:
-            if request.state is State.RECEIVING:
-                self._num_receiving -= 1
+            self._receiving.pop(event.room, None)
             self.fail(request.rid, event.status, event.message)
+
+    def _room_is_over(self, room: int) -> None:
+        """Nobody writes into its pages any more."""
+        if (holding := self._orphaned.pop(room, None)) is not None:
+            self.memory.close(holding)
 
     def _problem(self, request: Request, result: PrefillResult) -> str | None:
         """Why a result cannot be continued; None if it can."""
@@ -109,22 +135,38 @@ class DecodeScheduler(Scheduler):
             return f"first_token {result.first_token} is not in the vocabulary of {self.limits.vocab_size}"
         if not -request.prompt_length <= result.position_delta <= 0:
             return f"position_delta {result.position_delta} moves positions out of the context"
+        if not 0 <= result.cached_tokens <= request.prompt_length:
+            return f"cached_tokens {result.cached_tokens} is not within the prompt's {request.prompt_length}"
         return None
 
-    def _num_active(self) -> int:
-        return len(self.running) + self._num_receiving
+    def _active(self) -> Sequence[Request]:
+        return [*self.running, *self._receiving.values()]
 
     def _admitted(self, request: Request) -> None:
+        if request.saved_kv is not None:
+            self._resume(request)
+            return
         request.advance(State.RECEIVING)
-        self._num_receiving += 1
-        prompt_pages = -(-request.prompt_length // self.limits.page_size)
-        self._handoff.accept(request.room, request.pages[:prompt_pages])
+        self._receiving[request.room] = request
+        self._handoff.accept(request.room, request.pages)
+
+    def _suspend(self, request: Request) -> None:
+        request.saved_kv = self._store.save(request.pages[: self.memory.pages_for(request.num_computed)])
+        self.memory.release(request)
+
+    def _resume(self, request: Request) -> None:
+        request.num_computed = request.total_length - 1
+        self._store.load(request.saved_kv, request.pages[: self.memory.pages_for(request.num_computed)])
+        request.saved_kv = None
+        request.end_stage("queue")
+        request.advance(State.DECODE)
+        self.running.append(request)
 
     def _leave_room(self, request: Request, status: int, message: str) -> None:
         """Keep the pages that prefill may still write into until the room is over."""
         if self._rooms.get(request.room) is request:
             del self._rooms[request.room]
             if request.state is State.RECEIVING:
-                self._num_receiving -= 1
-                self._orphaned_pages[request.room] = request.disown_pages()
+                del self._receiving[request.room]
+                self._orphaned[request.room] = request.surrender()
             self._handoff.abort(request.room, status, message)

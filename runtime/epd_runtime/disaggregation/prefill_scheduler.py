@@ -2,7 +2,8 @@
 
 A request is announced on arrival; once it has pages here, decode allocates its own (never the other way round, or both
 could wait for each other), and every full page is sent as soon as it is computed, so that the copy overlaps with
-compute. Pages stay owned until decode has everything (state SENDING).
+compute; pages found in the prefix cache are sent at once. Pages stay held until decode has everything (state SENDING).
+A prompt has all its pages from the start, so nothing is retracted here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from epd_runtime.disaggregation.handoff.contract import Failed, PrefillHandoff, 
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, TokenOutput
 
 
@@ -39,6 +40,7 @@ class PrefillScheduler(Scheduler):
     def _admitted(self, request: Request) -> None:
         super()._admitted(request)
         self._handoff.admit(request.room)
+        self._chunk_done(request)
 
     def abort(self, rid: str) -> None:
         """The client left: decode's half must end too."""
@@ -73,8 +75,8 @@ class PrefillScheduler(Scheduler):
             del self._rooms[request.room]
             self._handoff.fail(request.room, status, message)
 
-    def _pages_needed(self, request: Request) -> int:
-        return -(-request.prompt_length // self.limits.page_size)
+    def _slots(self, request: Request) -> int:
+        return request.prompt_length
 
     def _chunk_done(self, request: Request) -> None:
         complete = request.num_computed == request.prompt_length
@@ -88,6 +90,7 @@ class PrefillScheduler(Scheduler):
         request.end_stage("prefill")
         self.running.remove(request)
         request.advance(State.SENDING)
+        self.memory.share(request)
         request.forget_prompt_inputs()
         self._handoff.finish(
             request.room,
@@ -95,7 +98,7 @@ class PrefillScheduler(Scheduler):
                 input_ids=request.input_ids,
                 first_token=request.output_ids[0],
                 position_delta=request.position_delta,
-                cached_tokens=0,
+                cached_tokens=request.cached_tokens,
                 spans=request.spans,
             ),
         )
@@ -110,6 +113,7 @@ class PrefillScheduler(Scheduler):
                 matched_stop=request.matched_stop,
                 prompt_tokens=request.prompt_length,
                 completion_tokens=1,
+                cached_tokens=request.cached_tokens,
                 spans=request.spans,
             )
         )

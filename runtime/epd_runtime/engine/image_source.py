@@ -1,7 +1,8 @@
 """Where a generating engine gets image embeddings from: its own vision tower, or encoder servers.
 
 `fetch(request)` starts it, `step()` attaches what has come and tells for which requests; a request that left
-meanwhile is skipped.
+meanwhile is skipped. A request whose images the prefix cache holds runs without them; it may still want them later,
+when it was retracted and the prefix is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import zmq
 
 from epd_runtime.config import ServerConfig
-from epd_runtime.disaggregation.embeddings.receiver import EmbeddingReceiver, Parking, Part
+from epd_runtime.disaggregation.embeddings.receiver import PARK_SECONDS, EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request
@@ -44,8 +45,11 @@ class ImageSource(Protocol):
     def clear_cache(self) -> None:
         """Forget cached embeddings."""
 
+    def expect(self, request: Request) -> None:
+        """A request with images has come; called once, before fetch()."""
+
     def fetch(self, request: Request) -> None:
-        """Start getting every image of a request."""
+        """Start getting the images that a request awaits."""
 
     def has_work(self) -> bool:
         """Whether step() has something to do now."""
@@ -80,10 +84,17 @@ class LocalImages:
     def clear_cache(self) -> None:
         self._runner.cache.clear()
 
+    def expect(self, request: Request) -> None:
+        """Nothing comes before it is fetched."""
+
     def fetch(self, request: Request) -> None:
-        for index, image in enumerate(request.images):
+        for index in sorted(request.awaited):
+            if request.embeddings[index] is not None:
+                continue
             self._runner.submit(
-                image, functools.partial(self._encoded, request, index), lambda: request.state is not State.FINISHED
+                request.images[index],
+                functools.partial(self._encoded, request, index),
+                lambda: request.state is not State.FINISHED,
             )
 
     def _encoded(self, request: Request, index: int, encoded: Encoded) -> None:
@@ -121,6 +132,7 @@ class RemoteImages:
         self.port = self._receiver.port
         self._width = width
         self._waiting: dict[str, Request] = {}
+        self._ended: dict[str, float] = {}  # rid -> time of its end: parts that come later are dropped
         self._parking = Parking()
         self._timeout = _receive_timeout()
         self._last_clean = 0.0
@@ -138,7 +150,11 @@ class RemoteImages:
         """Encoder servers have caches of their own."""
 
     def fetch(self, request: Request) -> None:
+        """The API process has asked encoders for every image already: those awaited are on their way."""
+
+    def expect(self, request: Request) -> None:
         self._waiting[request.rid] = request
+        self._ended.pop(request.rid, None)
         for part in self._parking.take(request.rid, len(request.images)):
             self._attach(request, part)
 
@@ -148,10 +164,10 @@ class RemoteImages:
     def step(self) -> list[Done]:
         for part in self._receiver.take():
             request = self._waiting.get(part.header.request_id)
-            if request is None:
-                self._parking.put(part)
-            else:
+            if request is not None:
                 self._attach(request, part)
+            elif part.header.request_id not in self._ended:
+                self._parking.put(part)
         self._clean(time.time())
         done, self._done = self._done, []
         return done
@@ -180,10 +196,14 @@ class RemoteImages:
             return
         self._last_clean = now
         self._parking.expire(now)
+        self._ended = {rid: ended for rid, ended in self._ended.items() if 0 <= now - ended < PARK_SECONDS}
         for rid, request in list(self._waiting.items()):
-            if request.state is State.FINISHED or request.has_all_images:
+            if request.state is State.FINISHED:
                 del self._waiting[rid]
-            elif now - request.arrived > self._timeout:
+                self._ended[rid] = now
+            elif request.has_all_images:
+                del self._waiting[rid]
+            elif request.state is State.AWAIT_IMAGES and now - request.arrived > self._timeout:
                 del self._waiting[rid]
                 self._done.append((request, (504, f"no embedding arrived within {self._timeout:.0f} s")))
 

@@ -23,8 +23,10 @@ from epd_runtime.engine.loading import Placement, StartError, anonymous_storage,
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
-from epd_runtime.kvcache.pool import KVPool, PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
+from epd_runtime.kvcache.pool import KVPool
 from epd_runtime.messages import (
     AbortRequest,
     CacheFlushed,
@@ -65,10 +67,11 @@ class LanguageLoop:
             tower = load_vision_tower(placement.config, placement.folder, placement.device, placement.dtype, seed)
         self._layout = plan_kv(server, placement)
         self._allocator = PageAllocator(self._layout.num_pages)
-        self._scheduler = self._open_scheduler(server, placement)
+        pool = KVPool(self._layout, placement.config, placement.dtype, self._open_storage(server, placement))
+        self._scheduler = self._open_scheduler(server, placement, pool)
         self._runner = ModelRunner(
             model,
-            KVPool(self._layout, placement.config, placement.dtype, self._storage),
+            pool,
             placement.device,
             server.prefill_attention_backend or server.attention_backend,
             server.decode_attention_backend or server.attention_backend,
@@ -83,7 +86,18 @@ class LanguageLoop:
         self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
         self._reported = EngineStats()
 
-    def _open_scheduler(self, server: ServerConfig, placement: Placement) -> Scheduler:
+    def _open_storage(self, server: ServerConfig, placement: Placement) -> torch.Tensor:
+        """Memory of the KV pool; such that other engines can be given it where KV crosses between engines."""
+        nbytes = self._layout.num_pages * self._layout.page_bytes
+        if not is_disaggregated(server):
+            return anonymous_storage(nbytes, placement.device)
+        backend = server.disaggregation_transfer_backend
+        if placement.device.type != "cpu":
+            raise StartError(f"transfer backend {backend!r} moves KV in host memory only; use --device cpu")
+        self._memory = allocate_pool(backend, nbytes)
+        return torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
+
+    def _open_scheduler(self, server: ServerConfig, placement: Placement, pool: KVPool) -> Scheduler:
         """The scheduler of this role; the halves of disaggregated serving also open their side of the handoff."""
         limits = Limits(
             placement.context_length,
@@ -92,23 +106,19 @@ class LanguageLoop:
             server.chunked_prefill_size,
             frozenset(placement.config.eos_token_ids),
             placement.config.text.vocab_size,
+            server.schedule_policy,
+            not server.disable_radix_cache,
         )
         self._handoff: PrefillSide | DecodeSide | None = None
-        nbytes = self._layout.num_pages * self._layout.page_bytes
         if not is_disaggregated(server):
-            self._storage = anonymous_storage(nbytes, placement.device)
             return Scheduler(limits, self._allocator)
-        backend = server.disaggregation_transfer_backend
-        if placement.device.type != "cpu":
-            raise StartError(f"transfer backend {backend!r} moves KV in host memory only; use --device cpu")
-        self._memory = allocate_pool(backend, nbytes)
-        self._storage = torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
         if server.role is Role.PREFILL:
             self._handoff = prefill = self._open_prefill_side(server)
             return PrefillScheduler(limits, self._allocator, prefill)
+        backend = server.disaggregation_transfer_backend
         decode = DecodeSide(self._layout, self._memory.buffer, advertised_address(server.host), backend)
         self._handoff = decode
-        return DecodeScheduler(limits, self._allocator, decode)
+        return DecodeScheduler(limits, self._allocator, decode, pool)
 
     def _open_prefill_side(self, server: ServerConfig) -> PrefillSide:
         """Listen for decode workers; raises StartError naming the flag when the port is taken."""
@@ -170,6 +180,7 @@ class LanguageLoop:
             reason = f"{len(self._scheduler.requests)} requests are under way; flush when the server is idle"
             self._channel.send(RequestFailed(message.rid, 400, reason))
             return
+        self._scheduler.flush()
         if self._images is not None:
             self._images.clear_cache()
         self._channel.send(CacheFlushed(message.rid, self._stats()))
@@ -188,6 +199,15 @@ class LanguageLoop:
             if self._images is None:
                 self._scheduler.fail(request.rid, 400, "this server takes no images")
             else:
+                self._images.expect(request)
+        self._fetch_images()
+
+    def _fetch_images(self) -> None:
+        """Start getting the images that requests wait for."""
+        wanted = self._scheduler.images_wanted
+        while wanted:
+            request = wanted.pop()
+            if self._images is not None and request.state is State.AWAIT_IMAGES:
                 self._images.fetch(request)
 
     def _image_done(self, request: Request, error: tuple[int, str] | None) -> None:
@@ -201,6 +221,7 @@ class LanguageLoop:
 
     def _step(self) -> None:
         work = self._scheduler.schedule()
+        self._fetch_images()
         if not work:
             return
         try:
@@ -232,6 +253,11 @@ class LanguageLoop:
             num_queued=len(self._scheduler.requests) - len(self._scheduler.running),
             pages_total=self._allocator.num_pages,
             pages_used=self._allocator.num_used,
+            pages_cached=self._allocator.num_idle,
+            pages_evicted=self._scheduler.memory.cache.num_evicted,
+            prefix_tokens=self._scheduler.counters.prefix_tokens,
+            prefix_hit_tokens=self._scheduler.counters.prefix_hit_tokens,
+            retractions=self._scheduler.counters.retractions,
             rooms=self._handoff.num_rooms() if self._handoff is not None else 0,
             embeddings_pending=self._images.num_pending if self._images is not None else 0,
             encoder_cache_bytes=self._images.cache_bytes if self._images is not None else 0,

@@ -15,8 +15,8 @@ from epd_runtime.kvcache.pool import page_bytes
 from epd_runtime.model_config import ModelConfig, load_model_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_KV_FRACTION = 0.2  # of available memory; pages are touched only when used
-CUDA_KV_FRACTION = 0.85
+CPU_KV_FRACTION = 0.2  # of the memory that is free beside the weights; pages are touched only when used
+CUDA_STATIC_FRACTION = 0.85  # of all memory, for weights and KV together
 
 
 class StartError(RuntimeError):
@@ -66,9 +66,12 @@ def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
         num_pages = server.max_total_tokens // server.page_size
     else:
         useful = server.max_running_requests * -(-placement.context_length // server.page_size)
-        num_pages = min(useful, _free_bytes(placement.device) // size)
+        num_pages = min(useful, _kv_bytes(placement.device, server.mem_fraction_static) // size)
     if num_pages < 1:
-        raise StartError(f"no memory for one KV page of {size} bytes; lower --page-size or raise --max-total-tokens")
+        raise StartError(
+            f"no memory for one KV page of {size} bytes; lower --page-size, or raise --max-total-tokens or "
+            "--mem-fraction-static"
+        )
     return KVLayout(
         model=placement.config.fingerprint,
         dtype=str(placement.dtype).removeprefix("torch."),
@@ -78,10 +81,12 @@ def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
     )
 
 
-def _free_bytes(device: torch.device) -> int:
+def _kv_bytes(device: torch.device, fraction: float | None) -> int:
+    """Bytes for the KV pool, now that the weights are loaded."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * CUDA_KV_FRACTION)
-    return int(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup")) * CPU_KV_FRACTION)
+        free, total = torch.cuda.mem_get_info(device)
+        return max(int(total * (fraction or CUDA_STATIC_FRACTION)) - (total - free), 0)
+    return int(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup")) * (fraction or CPU_KV_FRACTION))
 
 
 def available_memory(meminfo: Path, cgroup: Path) -> int:

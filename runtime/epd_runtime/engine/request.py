@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from epd_runtime.engine.sampling.state import SamplerState
 from epd_runtime.engine.state import State, advance
+from epd_runtime.kvcache.prefix_cache import Holding
 from epd_runtime.messages import GenerateRequest, ImageInput, SamplingParams, Span
 
-NO_PAGES: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+UNRANKED = (0.0, 0)  # order of a request that was never queued
 NO_TOKEN = -1  # a sampled token that does not exist: the logits were not finite
 TO_END_OF_CONTEXT = -1  # max_new_tokens: as many as the context allows
 
@@ -32,14 +33,22 @@ class Request:
         self.position_delta = message.position_delta
         self.bootstrap = message.bootstrap
         self.embeddings: list[Any] = [None] * len(message.images)  # one tensor [num_tokens, width] per image
+        self.priority = message.priority
         self.arrived = time.time()
 
         self.state = State.NEW
         self.output_ids: list[int] = []
         self.sampled = SamplerState()
         self.num_computed = 0  # tokens whose KV is in pages
-        self.pages: list[int] = []
-        self.page_table: npt.NDArray[np.int64] = NO_PAGES  # pages, as every step needs them
+        self.num_valid = 0  # those of them that led to a token with valid probabilities: fit for the prefix cache
+        self.holding = Holding()
+        self.page_keys: list[bytes] = []  # of its first pages (kvcache/page_keys.py), each made once
+        self.num_slots = 0  # most tokens whose KV it will hold, once the prompt's length is known
+        self.cached_tokens = 0  # of the prompt, found in the prefix cache
+        self.awaited: frozenset[int] = frozenset()  # images without which it cannot go on
+        self.order = UNRANKED  # smaller goes first (policy.py)
+        self.is_retracted = False  # waits for pages a second time; goes before those that never ran
+        self.saved_kv: Any = None  # on a decode worker, while retracted
         self.max_new_tokens = 0  # resolved against the context once the prompt's length is known
         self.finish_reason: str | None = None
         self.matched_stop: int | None = None
@@ -53,6 +62,16 @@ class Request:
         return self.bootstrap.room
 
     @property
+    def pages(self) -> list[int]:
+        """Pages of its KV, in the order of its tokens."""
+        return self.holding.pages
+
+    @property
+    def page_table(self) -> npt.NDArray[np.int64]:
+        """The same pages as an array."""
+        return self.holding.table
+
+    @property
     def total_length(self) -> int:
         """Tokens of prompt and answer so far."""
         return self.prompt_length + len(self.output_ids)
@@ -62,28 +81,46 @@ class Request:
         """Whether every image's embedding is here."""
         return all(embedding is not None for embedding in self.embeddings)
 
+    @property
+    def has_awaited_images(self) -> bool:
+        """Whether every embedding that it waits for is here."""
+        return all(self.embeddings[index] is not None for index in self.awaited)
+
+    def images_missing(self, num_cached: int) -> frozenset[int]:
+        """Images whose embedding is not here but needed, when the KV of the first num_cached tokens is."""
+        return frozenset(
+            index
+            for index, (image, embedding) in enumerate(zip(self.images, self.embeddings, strict=True))
+            if embedding is None and image.offset + image.num_tokens > num_cached
+        )
+
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Tokens first to last (exclusive) of prompt and answer."""
+        prompt = self.prompt_length
+        return self.input_ids[first:last] + self.output_ids[max(first - prompt, 0) : max(last - prompt, 0)]
+
     def advance(self, state: State) -> None:
         """Change state; an illegal change raises."""
         self.state = advance(self.state, state)
 
-    def own_pages(self, pages: list[int]) -> None:
-        """Take pages from the allocator."""
-        self.pages, self.page_table = pages, np.asarray(pages, dtype=np.int64)
-
-    def disown_pages(self) -> list[int]:
-        """Give the pages up to the caller, who frees them or keeps them from being reused."""
-        pages, self.pages, self.page_table = self.pages, [], NO_PAGES
-        return pages
+    def surrender(self) -> Holding:
+        """Give the pages up to the caller, who closes the holding or keeps it from being reused."""
+        holding, self.holding = self.holding, Holding()
+        return holding
 
     def forget_prompt_inputs(self) -> None:
-        """The prompt is in the KV cache: its images and positions are never read again, and they are large."""
+        """The prompt is not computed again: its images and positions are never read again, and they are large."""
         self.images, self.embeddings, self.positions = [], [], None
 
-    def resolve_max_new_tokens(self, context_length: int) -> None:
-        """Bound the answer by the context, now that the prompt's length is known."""
+    def resolve_max_new_tokens(self, context_length: int, num_slots: int) -> None:
+        """Bound the answer by the context, now that the prompt's length is known; one without a bound also by the pool.
+
+        num_slots: tokens whose KV the pool can hold; the last token of an answer needs no place in it.
+        """
         room_left = context_length - self.prompt_length
         asked = self.sampling.max_new_tokens
-        self.max_new_tokens = room_left if asked == TO_END_OF_CONTEXT else min(asked, room_left)
+        to_the_end = max(min(room_left, num_slots + 1 - self.prompt_length), 1)
+        self.max_new_tokens = to_the_end if asked == TO_END_OF_CONTEXT else min(asked, room_left)
 
     def end_stage(self, stage: str) -> None:
         """Record a finished stage and start the next."""

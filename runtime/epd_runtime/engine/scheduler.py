@@ -1,20 +1,31 @@
 """Decides what the next step computes. Owns every request; a request's state says which collection holds it.
 
-One step mixes decode (one token each, never starved) with chunks of prompts up to a token budget. Pages for
-prompt and answer are reserved on admission, in order of arrival, so a running request never runs out. No torch
-and no I/O here: what happened is in `outbox`, to be sent by the engine's loop.
+One step mixes decode (one token each, never starved) with chunks of prompts up to a token budget (policy.py). Requests
+take pages as they grow (memory.py). When a decode step needs a page and none is left, not even an idle one of the
+prefix cache, the running request that goes last is retracted: its pages are freed, its tokens kept, and it queues
+before everything that never ran.
+
+Why everybody finishes: `order` ranks requests for their whole life. The first of the running ones is retracted only
+when it runs alone, and alone it fits (else it was refused on arrival), so it finishes; then the next one is first.
+
+schedule() only decides and commit() only accounts: what a step computes is fixed between them. No torch and no I/O
+here: what happened is in `outbox`, and whose images are wanted in `images_wanted`, for the engine's loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 
-from epd_runtime.engine.request import NO_TOKEN, Request
+from epd_runtime.engine.memory import RequestMemory
+from epd_runtime.engine.policy import order, share_budget
+from epd_runtime.engine.request import NO_TOKEN, UNRANKED, Request
 from epd_runtime.engine.state import State
-from epd_runtime.kvcache.pool import PageAllocator
+from epd_runtime.kvcache.allocator import PageAllocator
+from epd_runtime.kvcache.prefix_cache import Node
 from epd_runtime.messages import RequestFailed, TokenOutput
 
 
@@ -28,6 +39,9 @@ class Limits:
     chunked_prefill_size: int
     eos_token_ids: frozenset[int]
     vocab_size: int
+    policy: str = "fcfs"
+    keeps_prefixes: bool = True
+    reserve: int = 64  # of every running request, before another one is admitted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,32 +57,41 @@ class Work:
         return self.request.num_computed + self.num_tokens == self.request.total_length
 
 
+@dataclasses.dataclass
+class Counters:
+    """Only grow; for metrics."""
+
+    prefix_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    retractions: int = 0
+
+
 class Scheduler:
     """Colocated serving, and the base of both halves of disaggregated serving."""
 
     def __init__(self, limits: Limits, allocator: PageAllocator) -> None:
         self.limits = limits
         self.allocator = allocator
+        self.memory = RequestMemory(allocator, limits.page_size, limits.reserve, limits.keeps_prefixes)
         self.requests: dict[str, Request] = {}
-        self.queued: deque[Request] = deque()
+        self.queued: list[Request] = []  # in the order in which they are admitted
         self.running: list[Request] = []  # PREFILL or DECODE
         self.outbox: list[TokenOutput | RequestFailed] = []
+        self.images_wanted: list[Request] = []  # their `awaited` images must be fetched
+        self.counters = Counters()
+        self._numbers = itertools.count(1)
 
     # --- what arrives -------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
         """Take a new request; refuses by a RequestFailed what can never run."""
         self.requests[request.rid] = request
-        if not self._fits(request):
-            return
-        if request.has_all_images:
+        if self._fits(request) and not self._awaits_images(request, self.memory.match(request)):
             self._enqueue(request)
-        else:
-            request.advance(State.AWAIT_IMAGES)
 
     def image_arrived(self, request: Request) -> None:
-        """An embedding was attached; queue the request if it was the last."""
-        if request.state is State.AWAIT_IMAGES and request.has_all_images:
+        """An embedding was attached; queue the request if it was the last that it waits for."""
+        if request.state is State.AWAIT_IMAGES and request.has_awaited_images:
             request.stage_started = time.time()
             self._enqueue(request)
 
@@ -93,8 +116,9 @@ class Scheduler:
                 f"the prompt has {request.prompt_length} tokens; at least 1 and at most {limit - 1} fit",
             )
             return False
-        request.resolve_max_new_tokens(limit)
-        needed, available = self._pages_needed(request), self.allocator.num_pages
+        request.resolve_max_new_tokens(limit, self.allocator.num_pages * self.limits.page_size)
+        request.num_slots = self._slots(request)
+        needed, available = self.memory.pages_for(request.num_slots), self.allocator.num_pages
         if needed > available:
             self.fail(
                 request.rid,
@@ -106,22 +130,32 @@ class Scheduler:
         return True
 
     def _enqueue(self, request: Request) -> None:
+        if request.order == UNRANKED:
+            request.order = order(self.limits.policy, request.priority, request.arrived, next(self._numbers))
         request.advance(State.QUEUED)
-        self.queued.append(request)
+        insort(self.queued, request, key=_queue_order)
+
+    def _awaits_images(self, request: Request, path: list[Node]) -> bool:
+        """Whether images are missing whose KV is not in that cached path; then the request waits for them."""
+        request.awaited = request.images_missing(self.memory.num_cached(path))
+        if request.awaited:
+            request.advance(State.AWAIT_IMAGES)
+            self.images_wanted.append(request)
+        return bool(request.awaited)
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def schedule(self) -> list[Work]:
         """The work of the next step; empty when there is none."""
+        self._grow()
         self._admit()
         decodes = [Work(request, 1) for request in self.running if request.state is State.DECODE]
+        prompts = [request for request in self.running if request.state is State.PREFILL]
+        if not prompts:
+            return decodes
         budget = max(self.limits.chunked_prefill_size - len(decodes), 1)
-        chunks = []
-        for request in self.running:
-            if request.state is State.PREFILL and budget > 0:
-                chunks.append(Work(request, min(budget, request.prompt_length - request.num_computed)))
-                budget -= chunks[-1].num_tokens
-        return decodes + chunks
+        shares = share_budget(budget, [request.total_length - request.num_computed for request in prompts])
+        return decodes + [Work(request, share) for request, share in zip(prompts, shares, strict=True) if share]
 
     def commit(self, work: Sequence[Work], tokens: Sequence[int]) -> None:
         """Account for a finished step; tokens are those of the works that sample, in order (NO_TOKEN: none valid)."""
@@ -140,6 +174,7 @@ class Scheduler:
                 request.rid, 500, "the model computed no valid probabilities for the next token (NaN or infinity)"
             )
             return
+        request.num_valid = request.num_computed
         request.append_token(token, self.limits.eos_token_ids)
         self._token_sampled(request)
 
@@ -147,29 +182,63 @@ class Scheduler:
         """Whether another step can compute something now."""
         return bool(self.running) or bool(self.queued and self._can_admit(self.queued[0]))
 
+    def flush(self) -> None:
+        """Forget every cached prefix that no request uses."""
+        self.memory.cache.flush()
+
+    def _grow(self) -> None:
+        """Make room for every next token of an answer; where there is none, those that go last give up theirs."""
+        for request in self.running.copy():
+            while request.state is State.DECODE and not self.memory.grow(request):
+                self._retract(max(self.running, key=lambda one: one.order))
+
+    def _retract(self, request: Request) -> None:
+        request.end_stage("decode" if request.state is State.DECODE else "prefill")
+        self.counters.retractions += 1
+        self.running.remove(request)
+        request.is_retracted = True
+        self._suspend(request)
+        self._enqueue(request)
+
     def _admit(self) -> None:
-        """Give pages to queued requests in order of arrival."""
+        """Give pages to queued requests, in their order."""
         while self.queued and self._can_admit(self.queued[0]):
-            request = self.queued.popleft()
-            pages = self.allocator.allocate(self._pages_needed(request))
-            assert pages is not None
-            request.own_pages(pages)
+            request = self.queued.pop(0)
+            path = self.memory.match(request)
+            if self._awaits_images(request, path):
+                continue
+            self.memory.admit(request, path)
+            if not request.is_retracted:
+                self._count_hit(request)
+            request.is_retracted = False
             self._admitted(request)
 
     def _can_admit(self, request: Request) -> bool:
-        return self._num_active() < self.limits.max_running_requests and (
-            self._pages_needed(request) <= self.allocator.num_free
-        )
+        active = self._active()
+        if len(active) >= self.limits.max_running_requests:
+            return False
+        return self.memory.fits(request, self.memory.match(request), active)
+
+    def _count_hit(self, request: Request) -> None:
+        if not self.memory.cache.is_enabled:
+            return
+        request.cached_tokens = request.num_computed
+        self.counters.prefix_tokens += request.prompt_length
+        self.counters.prefix_hit_tokens += request.cached_tokens
 
     # --- what the halves of disaggregated serving change --------------------------------------------------------------
 
-    def _num_active(self) -> int:
-        """Requests that own pages and will take part in steps."""
-        return len(self.running)
+    def _active(self) -> Sequence[Request]:
+        """Requests that hold pages and will take part in steps."""
+        return self.running
 
-    def _pages_needed(self, request: Request) -> int:
-        """The last token of an answer is never attended to, so it needs no place."""
-        return -(-(request.prompt_length + max(request.max_new_tokens - 1, 0)) // self.limits.page_size)
+    def _slots(self, request: Request) -> int:
+        """Most tokens whose KV the request will hold: the last token of an answer is never attended to."""
+        return request.prompt_length + max(request.max_new_tokens - 1, 0)
+
+    def _suspend(self, request: Request) -> None:
+        """Free a retracted request's pages; what it computed may still be in the prefix cache when it comes back."""
+        self.memory.release(request)
 
     def _admitted(self, request: Request) -> None:
         request.end_stage("queue")
@@ -184,7 +253,7 @@ class Scheduler:
         if request.state is State.PREFILL:
             request.end_stage("prefill")
             request.advance(State.DECODE)
-            request.forget_prompt_inputs()
+            self.memory.share(request)
         self._report(request)
 
     def _report(self, request: Request) -> None:
@@ -199,6 +268,7 @@ class Scheduler:
                 matched_stop=request.matched_stop,
                 prompt_tokens=request.prompt_length,
                 completion_tokens=len(request.output_ids),
+                cached_tokens=request.cached_tokens,
                 spans=request.spans if finished else [],
             )
         )
@@ -215,6 +285,11 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         request.advance(State.FINISHED)
-        self.allocator.free(request.disown_pages())
+        self.memory.release(request)
         request.forget_prompt_inputs()
+        request.saved_kv = None
         del self.requests[request.rid]
+
+
+def _queue_order(request: Request) -> tuple[bool, tuple[float, int]]:
+    return (not request.is_retracted, request.order)

@@ -1,4 +1,4 @@
-"""The memory of the KV cache and who owns its pages.
+"""The memory of the KV cache.
 
 Page-major: one page holds `page_size` tokens of *all* layers, keys and values, in one contiguous block, so that handing
 a page to another engine is a single copy however many layers the model has (docs/adr/0002). A layer is a strided view.
@@ -35,6 +35,14 @@ class KVPool:
         """Zero pages (int64 [n]) of all layers: nothing of their former owner, such as NaN, is left in them."""
         self._tensor.index_fill_(0, pages, 0)
 
+    def save(self, pages: Sequence[int]) -> Tensor:
+        """A copy of pages in host memory."""
+        return self._tensor[torch.as_tensor(pages, device=self._tensor.device)].to("cpu")
+
+    def load(self, saved: Tensor, pages: Sequence[int]) -> None:
+        """Put a copy back, into any pages of the same number."""
+        self._tensor[torch.as_tensor(pages, device=self._tensor.device)] = saved.to(self._tensor.device)
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each a view [pages, page_size, kv_heads, head_dim]."""
         return self._tensor[:, index, 0], self._tensor[:, index, 1]
@@ -44,40 +52,3 @@ def page_bytes(config: ModelConfig, dtype: torch.dtype, page_size: int) -> int:
     """Bytes of one page."""
     text = config.text
     return text.num_layers * 2 * page_size * text.num_kv_heads * text.head_dim * dtype.itemsize
-
-
-class PageAllocator:
-    """Free pages. Every page is either free or owned by exactly one request; a double free raises."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._used = bytearray(num_pages)
-
-    @property
-    def num_free(self) -> int:
-        """Pages that nobody owns."""
-        return len(self._free)
-
-    @property
-    def num_used(self) -> int:
-        """Pages owned by requests."""
-        return self.num_pages - len(self._free)
-
-    def allocate(self, count: int) -> list[int] | None:
-        """That many pages, lowest numbers first when the pool is fresh; None if there are not enough."""
-        if count > len(self._free):
-            return None
-        pages = self._free[len(self._free) - count :][::-1]
-        del self._free[len(self._free) - count :]
-        for page in pages:
-            self._used[page] = 1
-        return pages
-
-    def free(self, pages: Sequence[int]) -> None:
-        """Return pages; raises RuntimeError on a page that is not in use."""
-        for page in pages:
-            if not self._used[page]:
-                raise RuntimeError(f"KV page {page} freed twice")
-            self._used[page] = 0
-        self._free.extend(reversed(pages))

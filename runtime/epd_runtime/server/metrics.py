@@ -22,6 +22,16 @@ GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "token_usage": ("Share of KV pages in use", lambda s: s.pages_used / s.pages_total if s.pages_total else 0.0),
     "kv_pages_total": ("KV pages of the engine", lambda s: s.pages_total),
     "kv_pages_used": ("KV pages in use", lambda s: s.pages_used),
+    "kv_pages_cached": ("KV pages kept for prompts that begin alike", lambda s: s.pages_cached),
+    "kv_pages_evicted": ("Cached KV pages given to requests since the start", lambda s: s.pages_evicted),
+    "cache_hit_rate": (
+        "Share of prompt tokens found in the prefix cache since the start",
+        lambda s: s.prefix_hit_tokens / s.prefix_tokens if s.prefix_tokens else 0.0,
+    ),
+    "num_retracted_reqs": (
+        "Requests that gave up their KV pages for older ones, since the start",
+        lambda s: s.retractions,
+    ),
     "num_rooms": ("Rooms of the prefill/decode handoff not ended", lambda s: s.rooms),
     "num_embeddings_pending": ("Images whose embedding has not arrived", lambda s: s.embeddings_pending),
     "encoder_cache_size_bytes": ("Bytes in the embedding cache", lambda s: s.encoder_cache_bytes),
