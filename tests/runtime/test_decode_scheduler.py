@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
@@ -87,6 +88,7 @@ def test_a_prompt_that_does_not_fit_is_refused_on_both_legs_without_allocating_i
         (result(prompt=19), "19 tokens, but 20 were announced"),
         (result(first=VOCAB), "first_token"),
         (result(first=-1), "first_token"),
+        (PrefillResult([5] * 20, 7, 0, 21, []), "cached_tokens"),
         (result(delta=1), "position_delta"),
         (result(delta=-21), "position_delta"),
     ],
@@ -124,6 +126,27 @@ def test_a_request_refused_before_the_engine_tells_prefill_why() -> None:
     assert handoff.calls == [("join", 9), ("abort", 9, 400, "max_tokens must be at least 1")]
 
 
+def test_what_is_retracted_is_copied_out_and_back() -> None:
+    scheduler, handoff = make(pages=5)
+    scheduler.limits = dataclasses.replace(scheduler.limits, max_running_requests=2)
+    scheduler.memory._reserve = 0
+    for room, rid in ((1, "old"), (2, "young")):
+        scheduler.add(ask(rid, room, new=14))
+        handoff.events.append(Prepared(room, 16))
+        step(scheduler)
+        handoff.events.append(Received(room, result(prompt=16), 0.0))
+    step(scheduler)
+    (young,) = scheduler.queued
+    copied = young.saved_kv
+    assert young.rid == "young"
+    assert len(copied) == 2
+    outputs = [output for _ in range(40) for output in step(scheduler)]
+    assert scheduler._store.loaded[0][0] == copied  # type: ignore[attr-defined]
+    ended = [output.rid for output in outputs if isinstance(output, TokenOutput) and output.finish_reason]
+    assert ended == ["old", "young"]
+    assert scheduler.allocator.num_free == 5
+
+
 class World:
     """A handoff that keeps its promises: per room at most one Prepared, then exactly one last event."""
 
@@ -155,6 +178,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(events=EVENTS, pages=st.integers(1, 12))
 def test_every_order_of_events_ends_every_request_and_frees_every_page(
     events: list[tuple[str, int]], pages: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epd_runtime.disaggregation.handoff.contract import Failed, Sent
@@ -13,6 +13,7 @@ from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
 from scripted_handoff import ScriptedHandoff
+from simulated_memory import check_books
 
 PAGE = 8
 
@@ -121,12 +122,28 @@ def test_a_refused_request_does_not_end_another_one_of_the_same_room() -> None:
     assert handoff.named("fail") == [(4, 400, "bad image")]
 
 
+def test_cached_pages_are_sent_at_once_without_computing() -> None:
+    scheduler, handoff = make(chunk=64)
+    scheduler.add(ask("a", 1))
+    step(scheduler)
+    handoff.events = [Sent(1)]
+    step(scheduler)
+    scheduler.add(ask("b", 2))
+    (work,) = scheduler.schedule()
+    assert work.num_tokens == 4
+    assert [(room, len(pages), first) for room, pages, first in handoff.named("send")][1:] == [(2, 2, 0)]
+    scheduler.commit([work], [7])
+    assert [(room, len(pages), first) for room, pages, first in handoff.named("send")][2:] == [(2, 1, 2)]
+    assert handoff.named("finish")[1][1].cached_tokens == 16
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["add", "abort", "fail", "step", "broken step", "failed", "sent"]), st.integers(0, 6)),
     max_size=60,
 )
 
 
+@settings(deadline=None)
 @given(events=EVENTS, pages=st.integers(1, 12), chunk=st.integers(1, 30))
 def test_every_order_of_events_ends_every_request_and_frees_every_page(
     events: list[tuple[str, int]], pages: int, chunk: int
@@ -160,8 +177,7 @@ def test_every_order_of_events_ends_every_request_and_frees_every_page(
         elif kind == "sent" and sending(room):
             handoff.events.append(Sent(room))
         run(NO_TOKEN if kind == "broken step" else 7)
-        owned = [page for request in scheduler.requests.values() for page in request.pages]
-        assert len(owned) == len(set(owned)) == scheduler.allocator.num_used
+        check_books(scheduler)
     for room in range(7):
         handoff.events.append(Failed(room, 503, "decode is gone"))
     run()

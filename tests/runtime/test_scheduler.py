@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epd_runtime.engine.request import Request
+from epd_runtime.engine.policy import share_budget
+from epd_runtime.engine.request import NO_TOKEN, TO_END_OF_CONTEXT, Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import IllegalTransitionError, State, advance
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
+from simulated_memory import check_books, embed
 
 EOS = 1
 
@@ -108,6 +112,184 @@ def test_a_double_free_raises() -> None:
         allocator.free(pages)
 
 
+def finish(scheduler: Scheduler) -> None:
+    for _ in range(1000):
+        step(scheduler)
+        if not scheduler.requests:
+            return
+    raise AssertionError("not finished")
+
+
+def test_a_prompt_that_begins_alike_shares_full_pages_and_computes_at_least_one_token() -> None:
+    scheduler = make()
+    scheduler.add(ask("a", 24, 1))
+    finish(scheduler)
+    assert (scheduler.allocator.num_used, scheduler.allocator.num_idle) == (0, 3)
+    scheduler.add(ask("b", 24, 1))
+    (work,) = scheduler.schedule()
+    assert work.num_tokens == 8
+    scheduler.commit([work], [7])
+    assert isinstance(scheduler.outbox[-1], TokenOutput)
+    assert scheduler.outbox[-1].cached_tokens == 16
+
+
+def test_answers_are_cached_too() -> None:
+    scheduler = make()
+    first = ask("a", 10, 20)
+    scheduler.add(first)
+    finish(scheduler)
+    following = ask("b", 1, 1)
+    following.input_ids = [*first.input_ids, *first.output_ids, 9]
+    following.prompt_length = len(following.input_ids)
+    scheduler.add(following)
+    scheduler.schedule()
+    assert following.cached_tokens == 24, "29 tokens have their KV in pages; 3 pages are full"
+
+
+def test_without_the_cache_nothing_stays() -> None:
+    scheduler = Scheduler(dataclasses.replace(make().limits, keeps_prefixes=False), PageAllocator(16))
+    scheduler.add(ask("a", 24, 1))
+    finish(scheduler)
+    assert scheduler.allocator.num_free == 16
+
+
+def test_pages_of_broken_steps_are_not_cached() -> None:
+    scheduler = make()
+    scheduler.add(ask("a", 24, 9))
+    step(scheduler, NO_TOKEN)
+    assert not scheduler.requests
+    assert scheduler.allocator.num_free == 16
+
+
+def with_image(rid: str, content: str, tokens: int = 20) -> Request:
+    image = ImageInput(content, (1, 2, 2), 4, tokens, b"")
+    return Request(GenerateRequest(rid, [5] * (tokens + 12), SamplingParams(2, 0.0), [image]))
+
+
+def test_equal_placeholders_of_another_image_never_match() -> None:
+    scheduler = make(chunk=64)
+    for rid, content, cached in (("a", "cat", 0), ("b", "dog", 0), ("c", "cat", 24)):
+        request = with_image(rid, content)
+        scheduler.add(request)
+        embed(request)
+        scheduler.image_arrived(request)
+        finish(scheduler)
+        assert request.cached_tokens == cached, rid
+
+
+def test_an_image_is_awaited_unless_all_of_it_is_cached() -> None:
+    scheduler = make(chunk=64)
+    first, same, longer = with_image("a", "cat"), with_image("b", "cat"), with_image("c", "cat", 20)
+    scheduler.add(first)
+    assert scheduler.images_wanted == [first]
+    embed(first)
+    scheduler.image_arrived(first)
+    finish(scheduler)
+    scheduler.images_wanted.clear()
+    scheduler.add(same)
+    assert not scheduler.images_wanted
+    assert same.state is State.QUEUED
+    longer.input_ids = [5] * 4 + [5] * 19 + [5] * 2  # the image ends behind the last full page that may be cached
+    longer.images = [ImageInput("cat", (1, 2, 2), 4, 21, b"")]
+    longer.prompt_length = 25
+    scheduler.add(longer)
+    assert scheduler.images_wanted == [longer]
+
+
+def test_images_are_fetched_after_all_when_their_prefix_was_evicted() -> None:
+    scheduler = make(pages=8, running=1, chunk=64)
+    first = with_image("a", "cat")
+    scheduler.add(first)
+    embed(first)
+    scheduler.image_arrived(first)
+    finish(scheduler)
+    scheduler.add(ask("wide", 64, 1))
+    waiting = with_image("b", "cat")
+    scheduler.add(waiting)
+    assert waiting.state is State.QUEUED
+    scheduler.images_wanted.clear()
+    step(scheduler)
+    step(scheduler)
+    assert waiting.state is State.AWAIT_IMAGES
+    assert scheduler.images_wanted == [waiting]
+    embed(waiting)
+    scheduler.image_arrived(waiting)
+    finish(scheduler)
+
+
+def test_prompt_logprobs_are_computed_not_cached() -> None:
+    scheduler = make()
+    scheduler.add(ask("a", 24, 1))
+    finish(scheduler)
+    request = ask("b", 24, 1, prompt_logprobs_from=10)
+    scheduler.add(request)
+    scheduler.schedule()
+    assert request.num_computed == 8, "the logprob of token 10 comes from the logits of token 9"
+
+
+def test_the_youngest_gives_up_its_pages_and_returns_before_those_that_never_ran() -> None:
+    scheduler = Scheduler(dataclasses.replace(make().limits, reserve=0, max_running_requests=2), PageAllocator(4))
+    old, young, new = ask("old", 8, 20), ask("young", 9, 12), ask("new", 3, 3)
+    young.input_ids = [6] * 9  # nothing in common
+    for request in (old, young, new):
+        scheduler.add(request)
+    while not scheduler.counters.retractions:
+        step(scheduler)
+    assert scheduler.running == [old]
+    assert scheduler.queued == [young, new]
+    assert young.output_ids
+    finish(scheduler)
+    assert len(young.output_ids) == 12
+
+
+def test_nobody_is_admitted_into_the_reserve_of_those_that_run() -> None:
+    scheduler = make(pages=8)
+    scheduler.add(ask("a", 8, 41))
+    step(scheduler)
+    wide = ask("b", 24, 1)
+    wide.input_ids = [6] * 24
+    scheduler.add(wide)
+    step(scheduler)
+    assert scheduler.queued == [wide]
+    finish(scheduler)
+    assert scheduler.counters.retractions == 0
+
+
+def test_an_answer_without_a_bound_may_fill_the_pool() -> None:
+    scheduler = make(pages=4)
+    request = ask("a", 20, TO_END_OF_CONTEXT)
+    scheduler.add(request)
+    finish(scheduler)
+    assert len(request.output_ids) == 4 * 8 + 1 - 20
+
+
+def test_priorities_go_first_but_age() -> None:
+    scheduler = Scheduler(dataclasses.replace(make().limits, policy="priority"), PageAllocator(16))
+    waiting = {}
+    for rid, priority, arrived in (("low", -1, 0.0), ("old", 0, -40.0), ("high", 1, 0.0), ("next", 1, 0.0)):
+        request = waiting[rid] = ask(rid, 4, 1)
+        request.priority, request.arrived = priority, 1000.0 + arrived
+        scheduler.add(request)
+    assert [request.rid for request in scheduler.queued] == ["old", "high", "next", "low"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "wanted", "given"),
+    [
+        (10, [100, 3, 100], [7, 3, 0]),
+        (10, [3, 4], [3, 4]),
+        (10, [100], [10]),
+        (1, [100, 1], [1, 0]),
+        (8, [100, 100, 100], [8, 0, 0]),
+        (8, [2, 100, 1], [2, 5, 1]),
+    ],
+)
+def test_half_of_the_budget_goes_to_the_first_and_half_to_the_shortest(
+    budget: int, wanted: list[int], given: list[int]
+) -> None:
+    assert share_budget(budget, wanted) == given
+
+
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(1, 140), st.integers(1, 60)),
@@ -119,6 +301,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(events=EVENTS, pages=st.integers(1, 30), running=st.integers(1, 5), chunk=st.integers(1, 50))
 def test_every_request_ends_once_and_every_page_returns(
     events: list[tuple[str, int, int]], pages: int, running: int, chunk: int
@@ -146,8 +329,7 @@ def test_every_request_ends_once_and_every_page_returns(
             scheduler.fail(str(first), 500, "test")
         else:
             run(first)
-        owned = [page for request in scheduler.requests.values() for page in request.pages]
-        assert len(owned) == len(set(owned)) == scheduler.allocator.num_used
+        check_books(scheduler)
     run(1)
     for _ in range(140 * 60):
         if not scheduler.requests:
@@ -155,4 +337,6 @@ def test_every_request_ends_once_and_every_page_returns(
         run(1)
     assert not scheduler.requests
     assert scheduler.allocator.num_used == 0
+    scheduler.flush()
+    assert scheduler.allocator.num_free == pages
     assert sorted(ended) == sorted({str(index) for index in range(added)} - aborted)
