@@ -5,17 +5,13 @@ The real scheduler, batches, model runner and vision runner, in this process; re
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from conversations import conversation, picture
 from epd_runtime.frontend.prompt import Prompt
 from in_process import InProcessEngine
 from random_models import FAMILIES, WITH_IMAGES, make_random
@@ -29,26 +25,6 @@ def draw() -> random.Random:
     seed = random.SystemRandom().randrange(2**31)
     print(f"seed {seed}")
     return random.Random(seed)
-
-
-def picture(draw: random.Random) -> bytes:
-    """Noise of a drawn size, from narrow to wide."""
-    width, height = draw.randrange(8, 200), draw.randrange(8, 200)
-    noise = np.random.default_rng(draw.randrange(2**31)).integers(
-        0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8
-    )
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((width, height)).save(file, "PNG")
-    return file.getvalue()
-
-
-def conversation(text: str, images: list[bytes], as_api: bool) -> list[dict[str, Any]]:
-    """One user turn, the images in the middle of its text."""
-    urls = ["data:image/png;base64," + base64.b64encode(data).decode() for data in images]
-    parts = [{"type": "image_url", "image_url": {"url": url}} if as_api else {"type": "image"} for url in urls]
-    half = len(text) // 2
-    content = [{"type": "text", "text": text[:half]}, *parts, {"type": "text", "text": text[half:]}]
-    return [{"role": "user", "content": content}]
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WITH_IMAGES)))

@@ -51,44 +51,59 @@ class InProcessEngine:
 
     def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int], chunk: int) -> list[list[int]]:
         """Greedy tokens of all prompts in one batch, prompts computed `chunk` tokens at a time."""
+        return self.serve(Limits(CONTEXT, PAGE, 8, chunk, frozenset(), 10**6)).generate(prompts, lengths)
+
+    def serve(self, limits: Limits) -> Serving:
+        """Start with an empty pool; what it computes is cached until it is gone."""
         config, dtype = self._placement.config, self._placement.dtype
-        size = page_bytes(config, dtype, PAGE)
+        size = page_bytes(config, dtype, limits.page_size)
         garbage = torch.full((self._num_pages * size // dtype.itemsize,), float("nan"), dtype=dtype)
-        layout = KVLayout("test", str(dtype), PAGE, size, self._num_pages)
-        allocator = PageAllocator(self._num_pages)
-        scheduler = Scheduler(Limits(CONTEXT, PAGE, 8, chunk, frozenset(), 10**6), allocator)
+        layout = KVLayout("test", str(dtype), limits.page_size, size, self._num_pages)
         runner = ModelRunner(self._model, KVPool(layout, config, dtype, garbage.view(torch.uint8)), torch.device("cpu"))
-        self._submit(scheduler, prompts, lengths)
+        images = None
+        if self._tower is not None:
+            images = LocalImages(self._tower, self._server, self._placement, Waker())
+        return Serving(Scheduler(limits, PageAllocator(self._num_pages)), runner, images)
+
+
+class Serving:
+    """An engine's loop, as far as it concerns scheduling."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner, images: LocalImages | None) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._images = images
+
+    def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[list[int]]:
+        """Greedy tokens of all prompts at once."""
+        scheduler = self.scheduler
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            sampling = SamplingParams(length, temperature=0.0, ignore_eos=True)
+            message = GenerateRequest(
+                str(index), prompt.input_ids, sampling, prompt.images, prompt.positions, prompt.position_delta
+            )
+            scheduler.add(Request(message))
         tokens: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
         while scheduler.requests:
+            self._encode()
             work = scheduler.schedule()
-            scheduler.commit(work, runner.run(work))
+            if work:
+                scheduler.commit(work, self._runner.run(work))
             for output in scheduler.outbox:
                 assert not isinstance(output, RequestFailed), output
                 tokens[output.rid].extend(output.token_ids)
             scheduler.outbox.clear()
-        assert allocator.num_used == 0
+        assert scheduler.allocator.num_used == 0
         return list(tokens.values())
 
-    def _submit(self, scheduler: Scheduler, prompts: Sequence[Prompt], lengths: Sequence[int]) -> None:
-        """Queue every prompt, its images encoded."""
-        images = None
-        if self._tower is not None:
-            images = LocalImages(self._tower, self._server, self._placement, Waker())
-        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            request = Request(
-                GenerateRequest(
-                    str(index), prompt.input_ids, SamplingParams(length, temperature=0.0, ignore_eos=True),
-                    prompt.images, prompt.positions, prompt.position_delta,
-                )
-            )  # fmt: skip
-            scheduler.add(request)
-            if images is not None:
-                images.fetch(request)
-        deadline = time.monotonic() + 60
-        while images is not None and images.num_pending:
-            assert time.monotonic() < deadline, "an image never came"
-            for request, error in images.step():
+    def _encode(self) -> None:
+        """Give requests the images that they wait for."""
+        wanted, deadline = self.scheduler.images_wanted, time.monotonic() + 60
+        while self._images is not None and (wanted or self._images.num_pending or self._images.has_work()):
+            while wanted:
+                self._images.fetch(wanted.pop())
+            for request, error in self._images.step():
                 assert error is None, error
-                scheduler.image_arrived(request)
-            time.sleep(0.002)
+                self.scheduler.image_arrived(request)
+            assert time.monotonic() < deadline, "an image never came"
+            time.sleep(0.001)

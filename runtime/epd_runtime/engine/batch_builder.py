@@ -1,4 +1,7 @@
-"""Turns scheduled work into the tensors of one forward pass."""
+"""Turns scheduled work into the tensors of one forward pass.
+
+One-token sequences (nearly all of them answers) are handled together, as arrays; only chunks of prompts one by one.
+"""
 
 from __future__ import annotations
 
@@ -10,99 +13,104 @@ import torch
 from torch import Tensor
 
 from epd_runtime.attention.batch import ForwardBatch, Sequence
+from epd_runtime.engine.page_tables import PageTables
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Work
 
 Ints = npt.NDArray[np.int64]
 
 
+class _Flat:
+    """One value per token of the batch, to be filled in."""
+
+    def __init__(self, work: SequenceOf[Work], num_axes: int) -> None:
+        self.counts = np.array([item.num_tokens for item in work], dtype=np.int64)
+        self.first = np.array([item.request.num_computed for item in work], dtype=np.int64)  # of each work's tokens
+        self.starts = np.cumsum(self.counts) - self.counts  # its row in the batch
+        total = int(self.counts.sum())
+        self.index = np.arange(total) - np.repeat(self.starts - self.first, self.counts)  # place in its own sequence
+        self.input_ids = np.empty(total, dtype=np.int64)
+        self.write_pages = np.empty(total, dtype=np.int64)
+        self.positions = np.empty((num_axes, total), dtype=np.int64)
+        self.positions[:] = self.index
+        self.begun_pages: list[int] = []
+
+
 class BatchBuilder:
-    """Holds what never changes between steps: page size, device, and whether positions have three axes."""
+    """Holds what stays between steps: page size, device, number of position axes, pages of running answers."""
 
     def __init__(self, page_size: int, device: torch.device, num_axes: int) -> None:
         self._page_size = page_size
         self._device = device
         self._num_axes = num_axes  # 3 with M-RoPE, else 1
+        self._tables = PageTables(device)
 
     def build(self, work: SequenceOf[Work]) -> ForwardBatch:
         """One flat batch; works keep their order."""
-        starts = np.cumsum([0] + [item.num_tokens for item in work])
-        index = [np.arange(item.request.num_computed, item.request.num_computed + item.num_tokens) for item in work]
-        pages = [item.request.page_table for item in work]
-        write_pages = np.concatenate([own[i // self._page_size] for own, i in zip(pages, index, strict=True)])
-        write_slots = np.concatenate(index) % self._page_size
-        single = [row for row, item in enumerate(work) if item.num_tokens == 1]
-        image_rows, image_embeddings = self._images(work, starts)
-        decode_pages, decode_lengths = self._decode_pages(work, pages, single)
+        flat = _Flat(work, self._num_axes)
+        single = np.flatnonzero(flat.counts == 1)
+        decode_pages = self._fill_singles(flat, single, [work[row].request for row in single]) if len(single) else None
+        prefills = tuple(self._fill_chunk(flat, row, work[row]) for row in np.flatnonzero(flat.counts > 1).tolist())
+        samples = [row for row, item in enumerate(work) if item.samples]
+        image_rows, image_embeddings = self._images(work, flat)
         return ForwardBatch(
-            input_ids=self._tensor(np.concatenate([_tokens(item) for item in work])),
-            positions=self._tensor(self._positions(work, index)),
-            write_pages=self._tensor(write_pages),
-            write_slots=self._tensor(write_slots),
-            begun_pages=self._tensor(self._begun_pages(work, pages)),
-            logit_rows=self._tensor(
-                np.array([starts[row + 1] - 1 for row, item in enumerate(work) if item.samples], dtype=np.int64)
-            ),
-            prefills=tuple(
-                self._prefill(item, own, int(start))
-                for item, own, start in zip(work, pages, starts[:-1], strict=True)
-                if item.num_tokens > 1
-            ),
-            decode_rows=self._tensor(starts[:-1][single]) if single else None,
+            input_ids=self._tensor(flat.input_ids),
+            positions=self._tensor(flat.positions if self._num_axes > 1 else flat.positions[0]),
+            write_pages=self._tensor(flat.write_pages),
+            write_slots=self._tensor(flat.index % self._page_size),
+            begun_pages=self._tensor(np.array(flat.begun_pages, dtype=np.int64)),
+            logit_rows=self._tensor((flat.starts + flat.counts - 1)[samples]),
+            prefills=prefills,
+            decode_rows=self._tensor(flat.starts[single]) if len(single) else None,
             decode_pages=decode_pages,
-            decode_lengths=decode_lengths,
+            decode_lengths=self._tensor(flat.first[single] + 1) if len(single) else None,
             image_rows=image_rows,
             image_embeddings=image_embeddings,
         )
 
-    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+    def _tensor(self, array: Ints) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device, non_blocking=True)
 
-    def _begun_pages(self, work: SequenceOf[Work], pages: list[Ints]) -> Ints:
-        """Pages that this batch starts and does not fill."""
-        begun = []
-        for item, own in zip(work, pages, strict=True):
-            first = item.request.num_computed
-            page, used_slots = divmod(first + item.num_tokens, self._page_size)
-            if used_slots and first <= page * self._page_size:
-                begun.append(own[page])
-        return np.array(begun, dtype=np.int64)
+    def _fill_singles(self, flat: _Flat, works: Ints, requests: list[Request]) -> Tensor:
+        """Values of one-token sequences; returns their pages."""
+        place, rows = flat.first[works], flat.starts[works]
+        page, slot = np.divmod(place, self._page_size)
+        table, pages = self._tables.update([request.holding for request in requests], (page + 1).tolist())
+        flat.input_ids[rows] = [_token(request) for request in requests]
+        flat.write_pages[rows] = written = table[np.arange(len(works)), page]
+        if self._page_size > 1:
+            flat.begun_pages += written[slot == 0].tolist()
+        if self._num_axes > 1:
+            flat.positions[:, rows] += [request.position_delta for request in requests]
+            for row, request in zip(rows.tolist(), requests, strict=True):
+                if request.num_computed < request.prompt_length:
+                    flat.positions[:, row] = _axes(request, request.num_computed, 1)[:, 0]
+        return pages
 
-    def _prefill(self, item: Work, pages: Ints, start: int) -> Sequence:
-        kv_len = item.request.num_computed + item.num_tokens
-        return Sequence(start, item.num_tokens, kv_len, self._tensor(pages[: -(-kv_len // self._page_size)]))
+    def _fill_chunk(self, flat: _Flat, work: int, item: Work) -> Sequence:
+        """Values of one chunk of a prompt, or of prompt and answer of a retracted request."""
+        request, first = item.request, item.request.num_computed
+        last = first + item.num_tokens
+        start = int(flat.starts[work])
+        rows = slice(start, start + item.num_tokens)
+        flat.input_ids[rows] = request.tokens(first, last)
+        flat.write_pages[rows] = request.page_table[flat.index[rows] // self._page_size]
+        if self._num_axes > 1:
+            flat.positions[:, rows] = _axes(request, first, item.num_tokens)
+        page, used_slots = divmod(last, self._page_size)
+        if used_slots and first <= page * self._page_size:  # begun here, and not filled
+            flat.begun_pages.append(request.pages[page])
+        pages = request.page_table[: -(-last // self._page_size)]
+        return Sequence(start, item.num_tokens, last, self._tensor(pages))
 
-    def _decode_pages(
-        self, work: SequenceOf[Work], pages: list[Ints], single: list[int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Pages of one-token sequences, padded to the longest, and the number of tokens in each.
-
-        The padding is a page of the sequence itself: masked values still meet arithmetic, and 0 times another
-        request's NaN is NaN.
-        """
-        if not single:
-            return None, None
-        lengths = np.array([work[row].request.num_computed + 1 for row in single])
-        counts = -(-lengths // self._page_size)
-        widest = int(counts.max())
-        table = np.empty((len(single), widest), dtype=np.int64)
-        for place, (row, count) in enumerate(zip(single, counts, strict=True)):
-            table[place, :count] = pages[row][:count]
-            table[place, count:] = pages[row][0]
-        return self._tensor(table), self._tensor(lengths)
-
-    def _positions(self, work: SequenceOf[Work], index: list[Ints]) -> Ints:
-        """[tokens], or [3, tokens]: the prompt's own positions, then one per token on all axes."""
-        if self._num_axes == 1:
-            return np.concatenate(index)
-        return np.concatenate([_axes(item.request, i) for item, i in zip(work, index, strict=True)], axis=1)
-
-    def _images(self, work: SequenceOf[Work], starts: Ints) -> tuple[Tensor | None, Tensor | None]:
+    def _images(self, work: SequenceOf[Work], flat: _Flat) -> tuple[Tensor | None, Tensor | None]:
         """Rows of the batch that lie in an image, and their embeddings."""
         rows, parts = [], []
-        for item, start in zip(work, starts[:-1], strict=True):
-            first = item.request.num_computed
-            for image, embedding in zip(item.request.images, item.request.embeddings, strict=True):
+        for item, start in zip(work, flat.starts.tolist(), strict=True):
+            request, first = item.request, item.request.num_computed
+            if not request.images or first >= request.prompt_length:
+                continue
+            for image, embedding in zip(request.images, request.embeddings, strict=True):
                 begin = max(image.offset, first)
                 end = min(image.offset + image.num_tokens, first + item.num_tokens)
                 if begin < end:
@@ -113,17 +121,17 @@ class BatchBuilder:
         return self._tensor(np.concatenate(rows)), torch.cat([part.to(self._device) for part in parts])
 
 
-def _tokens(item: Work) -> Ints:
-    """The ids that this work feeds to the model."""
-    request, first = item.request, item.request.num_computed
-    prompt_part = request.input_ids[first : first + item.num_tokens]
-    answer_first = max(first - request.prompt_length, 0)
-    answer_part = request.output_ids[answer_first : answer_first + item.num_tokens - len(prompt_part)]
-    return np.array(prompt_part + answer_part, dtype=np.int64)
+def _token(request: Request) -> int:
+    """The next token that is fed to the model."""
+    beyond = request.num_computed - request.prompt_length
+    return request.output_ids[beyond] if beyond >= 0 else request.input_ids[request.num_computed]
 
 
-def _axes(request: Request, index: Ints) -> Ints:
-    """[3, n] M-RoPE positions of the tokens at these indices."""
-    if request.positions is None or index[0] >= request.prompt_length:
-        return np.broadcast_to(index + request.position_delta, (3, len(index)))
-    return request.positions[:, index].astype(np.int64)
+def _axes(request: Request, first: int, count: int) -> Ints:
+    """[3, count] M-RoPE positions: the prompt's own, then one per token on all axes."""
+    index = np.arange(first, first + count)
+    axes = np.repeat((index + request.position_delta)[None], 3, axis=0)
+    if request.positions is not None and first < request.prompt_length:
+        known = request.positions[:, first : first + count]
+        axes[:, : known.shape[1]] = known
+    return axes

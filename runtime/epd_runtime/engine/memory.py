@@ -40,9 +40,9 @@ class RequestMemory:
 
     def fits(self, request: Request, path: list[Node], running: Iterable[Request]) -> bool:
         """Whether the request, with that cached path, can be admitted beside the running ones."""
-        needed = self._ahead(request) - len(path)
-        needed += sum(max(self._ahead(other) - len(other.pages), 0) for other in running)
-        return needed <= self.cache.num_available - sum(node.users == 0 for node in path)
+        available = self.cache.num_available - sum(node.users == 0 for node in path)
+        available -= self._ahead(request) - len(path)
+        return available >= 0 and available >= sum(max(self._ahead(one) - len(one.pages), 0) for one in running)
 
     def admit(self, request: Request, path: list[Node]) -> None:
         """Give a request that fits its pages."""

@@ -180,7 +180,7 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Whether another step can compute something now."""
-        return bool(self.running) or bool(self.queued and self._can_admit(self.queued[0]))
+        return bool(self.running) or bool(self.queued and self._admissible(self.queued[0]) is not None)
 
     def flush(self) -> None:
         """Forget every cached prefix that no request uses."""
@@ -188,7 +188,9 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Make room for every next token of an answer; where there is none, those that go last give up theirs."""
-        for request in self.running.copy():
+        page_size = self.limits.page_size
+        full = [one for one in self.running if one.num_computed == len(one.holding.pages) * page_size]
+        for request in full:
             while request.state is State.DECODE and not self.memory.grow(request):
                 self._retract(max(self.running, key=lambda one: one.order))
 
@@ -202,9 +204,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give pages to queued requests, in their order."""
-        while self.queued and self._can_admit(self.queued[0]):
+        while self.queued and (path := self._admissible(self.queued[0])) is not None:
             request = self.queued.pop(0)
-            path = self.memory.match(request)
             if self._awaits_images(request, path):
                 continue
             self.memory.admit(request, path)
@@ -213,11 +214,13 @@ class Scheduler:
             request.is_retracted = False
             self._admitted(request)
 
-    def _can_admit(self, request: Request) -> bool:
+    def _admissible(self, request: Request) -> list[Node] | None:
+        """The cached path with which a request can be admitted now; None if it must wait."""
         active = self._active()
         if len(active) >= self.limits.max_running_requests:
-            return False
-        return self.memory.fits(request, self.memory.match(request), active)
+            return None
+        path = self.memory.match(request)
+        return path if self.memory.fits(request, path, active) else None
 
     def _count_hit(self, request: Request) -> None:
         if not self.memory.cache.is_enabled:

@@ -1,0 +1,66 @@
+"""Prefix hits, retraction and small chunks change no token: random models against transformers, in this process."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from conversations import conversation, picture
+from epd_runtime.engine.scheduler import Limits
+from epd_runtime.frontend.prompt import Prompt
+from in_process import CONTEXT, InProcessEngine
+from random_models import make_random
+from reference import TextReference, VisionReference
+
+NEW_TOKENS = 40
+
+
+@pytest.fixture
+def draw() -> random.Random:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def limits(draw: random.Random) -> Limits:
+    """Small chunks, no reserve: requests run out of pages."""
+    chunk = draw.choice([draw.randrange(3, 30), 4096])
+    return Limits(CONTEXT, 16, 6, chunk, frozenset(), 10**6, reserve=0)
+
+
+def check(engine: InProcessEngine, prompts: list[Prompt], expected: list[list[int]], draw: random.Random) -> None:
+    """Three times in one engine, with too few pages for all: retracted, evicted, hit."""
+    serving = engine.serve(limits(draw))
+    lengths = [len(answer) for answer in expected]
+    for _ in range(3):
+        assert serving.generate(prompts, lengths) == expected
+    counters = serving.scheduler.counters
+    assert counters.retractions > 0
+    assert counters.prefix_hit_tokens > 0
+    assert serving.scheduler.memory.cache.num_evicted > 0
+
+
+def test_llama(draw: random.Random, tmp_path: Path) -> None:
+    folder = make_random("llama", tmp_path, draw)
+    common = [draw.randrange(2, 300) for _ in range(draw.randrange(20, 60))]
+    prompts = [[*common, *(draw.randrange(2, 300) for _ in range(length))] for length in (1, 9, 30, 16, 40)]
+    reference = TextReference(folder)
+    expected = [reference.generate(prompt, NEW_TOKENS) for prompt in prompts]
+    assert len({token for answer in expected for token in answer}) > 4, "the model repeats itself: nothing is proven"
+    check(InProcessEngine(folder, num_pages=15), [Prompt(prompt, []) for prompt in prompts], expected, draw)
+
+
+def test_qwen2_5_vl(draw: random.Random, tmp_path: Path) -> None:
+    """The same picture, other pictures in the same places, pictures cut by the end of the cached part."""
+    folder = make_random("qwen2_5_vl", tmp_path, draw)
+    one, other = picture(draw), picture(draw)
+    questions = [("What?", [one]), ("What is it then?", [one, one]), ("What?", [other]), ("What is it?", [one, other])]
+    reference = VisionReference(folder)
+    expected = [reference.chat(conversation(text, images, False), images, NEW_TOKENS) for text, images in questions]
+    assert len({token for answer in expected for token in answer}) > 4, "the model repeats itself: nothing is proven"
+    probe = InProcessEngine(folder)
+    prompts = [probe.chat(conversation(text, images, True)) for text, images in questions]
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    check(InProcessEngine(folder, num_pages=(longest + NEW_TOKENS) // 16 + 2), prompts, expected, draw)
