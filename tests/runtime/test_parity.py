@@ -144,6 +144,9 @@ def check_chats(deployment: Deployment, questions: list[tuple[str, list[bytes]]]
     together = asyncio.run(post(deployment.url, "/v1/chat/completions", bodies))
     assert [answer["choices"][0]["message"]["content"] for answer in together] == expected
     assert alone[0]["choices"][0]["message"]["content"] == expected[1]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (alone[0], together[1])]
+    assert cached[0] == 0
+    assert cached[1] > 0, "the second time its prefix, images included, is in the cache"
     assert all(answer["usage"]["completion_tokens"] == NEW_TOKENS for answer in together)
     gauges_at_rest(deployment)
 

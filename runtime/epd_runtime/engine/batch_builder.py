@@ -49,7 +49,9 @@ class BatchBuilder:
         """One flat batch; works keep their order."""
         flat = _Flat(work, self._num_axes)
         single = np.flatnonzero(flat.counts == 1)
-        decode_pages = self._fill_singles(flat, single, [work[row].request for row in single]) if len(single) else None
+        decode_pages = (
+            self._fill_singles(flat, single, [work[row].request for row in single.tolist()]) if len(single) else None
+        )
         prefills = tuple(self._fill_chunk(flat, row, work[row]) for row in np.flatnonzero(flat.counts > 1).tolist())
         samples = [row for row, item in enumerate(work) if item.samples]
         image_rows, image_embeddings = self._images(work, flat)
