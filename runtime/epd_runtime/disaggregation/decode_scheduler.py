@@ -5,9 +5,11 @@ them to prefill (RECEIVING) and decodes once everything has arrived. Pages that 
 freed only after the handoff says that the room is over.
 
 It cannot compute a prompt again: images never come here. So the KV of a retracted request is copied to host memory and
-back. Those copies are never larger than the pool: whatever is retracted ran beside the rest, and nothing new is
-admitted before it has come back. Requests that are RECEIVING cannot be retracted; when they hold the last page even the
-first request waits for them, and as no new ones are admitted they become few.
+back. Nothing new is admitted while a copy waits, so copies and running requests together are never more than
+max_running_requests, and a copy is at most what its request may hold; requests of equal length, retracted one after the
+other as the rest grows, need about the pool's size times the logarithm of their number. Requests that are RECEIVING
+cannot be retracted; when they hold the last page even the first request waits for them, and as no new ones are admitted
+they become few.
 
 Prefill is not trusted: a request names its address, so it may be anybody. What it says about a prompt is checked before
 it can cost memory or reach a step that other requests share.
