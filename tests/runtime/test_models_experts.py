@@ -19,12 +19,12 @@ def test_grouped_products_equal_the_loop(rows: int) -> None:
     layer = ExpertsMLP(16, ExpertsConfig(6, 2, 8, True, (0,))).requires_grad_(False)
     for parameter in layer.parameters():
         parameter.normal_()
-    assert layer.is_aligned
+    assert layer.can_group
     x = torch.randn(rows, 16)
     counts = torch.randint(0, 6, (rows,)).bincount(minlength=6)
     torch.testing.assert_close(layer.grouped(x, counts), layer.one_by_one(x, counts), rtol=1e-4, atol=1e-4)
 
 
 def test_odd_sizes_are_left_to_the_loop() -> None:
-    assert not ExpertsMLP(16, ExpertsConfig(2, 1, 7, True, (0,))).is_aligned
-    assert not ExpertsMLP(18, ExpertsConfig(2, 1, 8, True, (0,))).is_aligned
+    assert not ExpertsMLP(16, ExpertsConfig(2, 1, 7, True, (0,))).can_group
+    assert not ExpertsMLP(18, ExpertsConfig(2, 1, 8, True, (0,))).can_group

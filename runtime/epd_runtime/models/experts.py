@@ -1,7 +1,8 @@
 """Mixture of experts: a router sends every token to a few of many small MLPs.
 
-Tokens are sorted by expert, so that each expert that is hit at all runs once, over all of its tokens. On CPU that is a
-loop over those experts; on CUDA one grouped product, which never waits for the device and can be captured in a graph.
+Tokens are sorted by expert, so that each expert that is hit at all runs once, over all of its tokens: one grouped
+product, which never waits for a device, so that a graph can capture it (on CPU it takes 0.6 to 0.9 of a loop's time).
+What it does not take, see can_group, is left to a loop over the experts.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ class ExpertsMLP(nn.Module):
         order = flat.argsort(stable=True)
         counts = flat.new_zeros(self.config.num_experts).scatter_add_(0, flat, torch.ones_like(flat))
         inputs = x[order // self.config.experts_per_token]
-        grouped = x.is_cuda and self.is_aligned
-        computed = self.grouped(inputs, counts) if grouped else self.one_by_one(inputs, counts)
+        computed = self.grouped(inputs, counts) if self.can_group else self.one_by_one(inputs, counts)
         answers = torch.empty_like(computed)
         answers[order] = computed
         return (answers.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
@@ -48,9 +48,11 @@ class ExpertsMLP(nn.Module):
         return weights.to(x.dtype), chosen
 
     @property
-    def is_aligned(self) -> bool:
-        """Whether grouped() takes matrices of these sizes."""
-        return all(size * self.down_proj.element_size() % ALIGNMENT == 0 for size in self.down_proj.shape[1:])
+    def can_group(self) -> bool:
+        """Whether grouped() takes these matrices: aligned rows and, on CUDA, bfloat16."""
+        weight = self.down_proj
+        is_aligned = all(size * weight.element_size() % ALIGNMENT == 0 for size in weight.shape[1:])
+        return is_aligned and (not weight.is_cuda or weight.dtype is torch.bfloat16)
 
     def one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
         """Each expert's MLP of its rows: x [rows, hidden], sorted by expert, counts [experts] rows for each."""
