@@ -52,6 +52,16 @@ def test_llama(draw: random.Random, tmp_path: Path) -> None:
     check(InProcessEngine(folder, num_pages=15), [Prompt(prompt, []) for prompt in prompts], expected, draw)
 
 
+def test_seeds_give_the_same_tokens_after_a_retraction(draw: random.Random, tmp_path: Path) -> None:
+    folder = make_random("llama", tmp_path, draw)
+    prompts = [Prompt([draw.randrange(2, 300) for _ in range(length)], []) for length in (1, 9, 30, 16, 40)]
+    lengths = [NEW_TOKENS] * len(prompts)
+    roomy = InProcessEngine(folder).serve(limits(draw))
+    narrow = InProcessEngine(folder, num_pages=10).serve(limits(draw))
+    assert narrow.generate(prompts, lengths, temperature=1.0) == roomy.generate(prompts, lengths, temperature=1.0)
+    assert (roomy.scheduler.counters.retractions, narrow.scheduler.counters.retractions > 0) == (0, True)
+
+
 def test_qwen2_5_vl(draw: random.Random, tmp_path: Path) -> None:
     """The same picture, other pictures in the same places, pictures cut by the end of the cached part."""
     folder = make_random("qwen2_5_vl", tmp_path, draw)

@@ -24,6 +24,7 @@ from PIL import Image
 from deployments import MODES, Deployment, deploy
 from random_models import make_llama, make_qwen2_5_vl, make_random
 from reference import TextReference, VisionReference
+from servers import Server
 
 NEW_TOKENS = 24
 
@@ -80,6 +81,14 @@ def gauges_at_rest(deployment: Deployment) -> None:
                 break
             assert time.monotonic() < deadline, f"{name} keeps {left}"
             time.sleep(0.05)
+
+
+def flush_cache(server: Server) -> None:
+    """Prompts leave pages; afterwards there are none."""
+    for expected in (True, False):
+        with urllib.request.urlopen(f"{server.url}/server_info", timeout=5) as response:
+            assert (json.load(response)["engine"]["stats"]["pages_cached"] > 0) == expected
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/flush_cache", method="POST"), timeout=20).close()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,7 @@ def test_llama_tokens_equal_transformers(mode: str, draw: random.Random, tmp_pat
         batch = {"prompt": prompts, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
         completions = asyncio.run(post(deployment.url, "/v1/completions", [batch]))[0]
         gauges_at_rest(deployment)
+        flush_cache(deployment.servers["prefill" if "prefill" in deployment.servers else "server"])
     assert [answer["output_ids"] for answer in answers] == expected
     assert [choice["text"] for choice in completions["choices"]] == [reference.text(answer) for answer in expected]
     assert completions["usage"]["prompt_tokens"] == sum(map(len, prompts))

@@ -74,11 +74,11 @@ class Serving:
         self._runner = runner
         self._images = images
 
-    def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[list[int]]:
-        """Greedy tokens of all prompts at once."""
+    def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int], temperature: float = 0.0) -> list[list[int]]:
+        """Tokens of all prompts at once; greedy, or sampled with the prompt's number as the seed."""
         scheduler = self.scheduler
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            sampling = SamplingParams(length, temperature=0.0, ignore_eos=True)
+            sampling = SamplingParams(length, temperature, seed=index, ignore_eos=True)
             message = GenerateRequest(
                 str(index), prompt.input_ids, sampling, prompt.images, prompt.positions, prompt.position_delta
             )

@@ -18,6 +18,7 @@ class TextReference:
 
     def __init__(self, folder: Path) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._folder = folder
 
     @torch.inference_mode()
     def generate(self, input_ids: Sequence[int], max_new_tokens: int) -> list[int]:
@@ -29,6 +30,11 @@ class TextReference:
         )  # fmt: skip
         tokens: list[int] = out[0, len(input_ids) :].tolist()
         return tokens
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The answer's text."""
+        decoded: str = AutoTokenizer.from_pretrained(self._folder).decode(tokens, skip_special_tokens=True)
+        return decoded
 
 
 class VisionReference:
