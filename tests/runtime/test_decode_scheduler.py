@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
-from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams, TokenOutput
+from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams, TokenLogprobs, TokenOutput
 from scripted_handoff import ScriptedHandoff
 
 VOCAB = 100
@@ -89,6 +90,10 @@ def test_a_prompt_that_does_not_fit_is_refused_on_both_legs_without_allocating_i
         (result(first=VOCAB), "first_token"),
         (result(first=-1), "first_token"),
         (PrefillResult([5] * 20, 7, 0, 21, []), "cached_tokens"),
+        (msgspec.structs.replace(result(), input_ids=[5] * 19 + [VOCAB]), "input_ids"),
+        (msgspec.structs.replace(result(), input_ids=[5] * 19 + [-1]), "input_ids"),
+        (msgspec.structs.replace(result(), logprobs=[TokenLogprobs(-1.0, [])]), "logprobs"),
+        (msgspec.structs.replace(result(), prompt_logprobs=[None]), "logprobs"),
         (result(delta=1), "position_delta"),
         (result(delta=-21), "position_delta"),
     ],
@@ -105,6 +110,23 @@ def test_a_wrong_result_fails_its_request_before_any_step_sees_it(wrong: Prefill
     assert reason in failure.message
     assert scheduler.allocator.num_used == 0
     assert not scheduler.schedule()
+
+
+@pytest.mark.parametrize("top", [[], [(VOCAB - 1, -1.0)], [(VOCAB, -1.0)], [(-1, -1.0)], [(1, -1.0)] * 2])
+def test_logprobs_of_the_first_token_are_reported_or_refused(top: list[tuple[int, float]]) -> None:
+    scheduler, handoff = make()
+    scheduler.add(Request(GenerateRequest("a", [], SamplingParams(4, 0.0, logprobs=1), bootstrap=Bootstrap("h", 1, 3))))
+    handoff.events = [Prepared(3, 20)]
+    step(scheduler)
+    one = TokenLogprobs(-0.5, top)
+    handoff.events = [Received(3, msgspec.structs.replace(result(), logprobs=[one]), 0.0)]
+    (output, *_) = step(scheduler)
+    if len(top) <= 1 and all(0 <= token < VOCAB for token, _ in top):
+        assert isinstance(output, TokenOutput)
+        assert output.logprobs == [one]
+    else:
+        assert isinstance(output, RequestFailed)
+        assert output.status == 502
 
 
 def test_pages_outlive_a_client_that_leaves_while_they_are_written() -> None:

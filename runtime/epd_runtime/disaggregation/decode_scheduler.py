@@ -107,6 +107,7 @@ class DecodeScheduler(Scheduler):
             return
         request.input_ids = result.input_ids
         request.position_delta = result.position_delta
+        request.sampled.logprobs, request.sampled.prompt_logprobs = result.logprobs, result.prompt_logprobs
         request.num_computed = request.prompt_length
         request.cached_tokens = result.cached_tokens
         request.spans = list(result.spans)
@@ -133,12 +134,25 @@ class DecodeScheduler(Scheduler):
         """Why a result cannot be continued; None if it can."""
         if len(result.input_ids) != request.prompt_length:
             return f"{len(result.input_ids)} tokens, but {request.prompt_length} were announced"
+        if not all(0 <= token < self.limits.vocab_size for token in result.input_ids):
+            return f"input_ids are not in the vocabulary of {self.limits.vocab_size}"
         if not 0 <= result.first_token < self.limits.vocab_size:
             return f"first_token {result.first_token} is not in the vocabulary of {self.limits.vocab_size}"
         if not -request.prompt_length <= result.position_delta <= 0:
             return f"position_delta {result.position_delta} moves positions out of the context"
         if not 0 <= result.cached_tokens <= request.prompt_length:
             return f"cached_tokens {result.cached_tokens} is not within the prompt's {request.prompt_length}"
+        return self._logprobs_problem(request, result)
+
+    def _logprobs_problem(self, request: Request, result: PrefillResult) -> str | None:
+        asked = request.sampling.logprobs
+        if len(result.logprobs) != (asked >= 0):
+            return f"{len(result.logprobs)} logprobs of one token"
+        if len(result.prompt_logprobs) != request.num_prompt_logprobs:
+            return f"{len(result.prompt_logprobs)} logprobs of {request.num_prompt_logprobs} prompt tokens"
+        for one in (*result.logprobs, *filter(None, result.prompt_logprobs)):
+            if len(one.top) > max(asked, 0) or not all(0 <= token < self.limits.vocab_size for token, _ in one.top):
+                return f"top logprobs of unknown tokens, or of more than the {asked} asked for"
         return None
 
     def _active(self) -> Sequence[Request]:

@@ -92,6 +92,7 @@ class PrefillScheduler(Scheduler):
         request.advance(State.SENDING)
         self.memory.share(request)
         request.forget_prompt_inputs()
+        logprobs, prompt_logprobs = request.sampled.take_logprobs()
         self._handoff.finish(
             request.room,
             PrefillResult(
@@ -100,6 +101,8 @@ class PrefillScheduler(Scheduler):
                 position_delta=request.position_delta,
                 cached_tokens=request.cached_tokens,
                 spans=request.spans,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
             ),
         )
 

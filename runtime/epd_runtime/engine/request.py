@@ -38,7 +38,7 @@ class Request:
 
         self.state = State.NEW
         self.output_ids: list[int] = []
-        self.sampled = SamplerState()
+        self.sampled = SamplerState(self.num_prompt_logprobs)
         self.num_computed = 0  # tokens whose KV is in pages
         self.num_valid = 0  # those of them that led to a token with valid probabilities: fit for the prefix cache
         self.holding = Holding()
@@ -75,6 +75,12 @@ class Request:
     def total_length(self) -> int:
         """Tokens of prompt and answer so far."""
         return self.prompt_length + len(self.output_ids)
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """Tokens of the prompt whose logprobs are reported; the first token of all has none, and counts."""
+        start = self.sampling.prompt_logprobs_from
+        return max(self.prompt_length - start, 0) if start >= 0 else 0
 
     @property
     def has_all_images(self) -> bool:

@@ -28,6 +28,8 @@ from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.prefix_cache import Node
 from epd_runtime.messages import RequestFailed, TokenOutput
 
+MAX_PROMPT_LOGPROBS = 1 << 19  # numbers in one message; about 8 MiB
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -114,6 +116,14 @@ class Scheduler:
                 request.rid,
                 400,
                 f"the prompt has {request.prompt_length} tokens; at least 1 and at most {limit - 1} fit",
+            )
+            return False
+        if (entries := request.num_prompt_logprobs * (1 + max(request.sampling.logprobs, 0))) > MAX_PROMPT_LOGPROBS:
+            self.fail(
+                request.rid,
+                400,
+                f"the prompt's logprobs have {entries} numbers, at most {MAX_PROMPT_LOGPROBS} are sent; raise "
+                "logprob_start_len or ask for fewer top logprobs",
             )
             return False
         request.resolve_max_new_tokens(limit, self.allocator.num_pages * self.limits.page_size)
@@ -263,6 +273,7 @@ class Scheduler:
         finished = request.finish_reason is not None
         if finished:
             request.end_stage("decode")
+        logprobs, prompt_logprobs = request.sampled.take_logprobs()
         self.outbox.append(
             TokenOutput(
                 rid=request.rid,
@@ -273,6 +284,8 @@ class Scheduler:
                 completion_tokens=len(request.output_ids),
                 cached_tokens=request.cached_tokens,
                 spans=request.spans if finished else [],
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
             )
         )
         if finished:

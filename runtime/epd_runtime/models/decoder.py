@@ -82,6 +82,10 @@ class LanguageModel(nn.Module):
 
     def forward(self, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
         """Logits [len(batch.logit_rows), vocab] float32."""
+        return self.logits(*self.hidden(batch, backend), batch.logit_rows)
+
+    def hidden(self, batch: ForwardBatch, backend: AttentionBackend) -> tuple[Tensor, Tensor]:
+        """Two tensors [tokens, hidden] whose sum the last norm takes."""
         assert self.rope is not None
         x = self.embed_tokens(batch.input_ids)
         deepstack: tuple[Tensor, ...] = ()  # what image rows receive behind each of the first layers (DeepStack)
@@ -94,6 +98,10 @@ class LanguageModel(nn.Module):
             x, residual = layer(x, residual, cos, sin, batch, backend)
             if index < len(deepstack):
                 x[batch.image_rows] += deepstack[index]
-        x, _ = self.norm.add(x[batch.logit_rows], residual[batch.logit_rows])
+        return x, residual
+
+    def logits(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
+        """Logits [len(rows), vocab] float32 of some rows of hidden()'s tensors."""
+        x, _ = self.norm.add(x[rows], residual[rows])
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return torch.nn.functional.linear(x, head).float()

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from epd_runtime.messages import Span
+from epd_runtime.messages import Span, TokenLogprobs
 
 
 class PrefillResult(msgspec.Struct, frozen=True):
@@ -35,6 +35,8 @@ class PrefillResult(msgspec.Struct, frozen=True):
     position_delta: int
     cached_tokens: int
     spans: list[Span]
+    logprobs: list[TokenLogprobs] = []  # of first_token, when asked for
+    prompt_logprobs: list[TokenLogprobs | None] = []
 
 
 class Prepared(msgspec.Struct, frozen=True):

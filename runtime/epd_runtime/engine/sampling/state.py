@@ -51,8 +51,14 @@ class TokenCounts:
 class SamplerState:
     """Owned by the sampler; the scheduler only takes the logprobs that it reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_prompt_logprobs: int) -> None:
         self.counts: TokenCounts | None = None
         self.matcher: Any = None  # of the grammar
         self.logprobs: list[TokenLogprobs] = []  # of tokens not reported yet
-        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None] * num_prompt_logprobs
+
+    def take_logprobs(self) -> tuple[list[TokenLogprobs], list[TokenLogprobs | None]]:
+        """Logprobs of answer and prompt that were not reported yet."""
+        taken = self.logprobs, self.prompt_logprobs
+        self.logprobs, self.prompt_logprobs = [], []
+        return taken
