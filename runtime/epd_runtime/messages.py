@@ -29,10 +29,15 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What an answer must look like: any JSON value, JSON of a schema, a regular expression, or a GBNF grammar."""
+    """What an answer must look like: any JSON object, JSON of a schema, a regular expression, or a GBNF grammar."""
 
     kind: Literal["json", "json_schema", "regex", "ebnf"]
     text: str = ""  # the schema, expression or grammar; empty for "json"
+
+    @property
+    def field(self) -> str:
+        """Name of the body's field, for errors."""
+        return self.kind if self.kind in ("regex", "ebnf") else "response_format"
 
 
 class SamplingParams(msgspec.Struct, frozen=True):

@@ -39,7 +39,7 @@ class TextEngine:
     def step(self) -> list[TokenOutput | RequestFailed]:
         """Compute one step and take what it reports."""
         work = self.scheduler.schedule()
-        self.scheduler.commit(work, self._runner.run(work))
+        self.scheduler.commit(work, self._runner.run(work) if work else [])
         outputs, self.scheduler.outbox = self.scheduler.outbox, []
         return outputs
 

@@ -22,6 +22,7 @@ from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImag
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
+from epd_runtime.engine.sampling.grammar import GrammarCompiler
 from epd_runtime.engine.scheduler import Limits, Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
@@ -82,6 +83,12 @@ class LanguageLoop:
             self._images = LocalImages(tower, server, placement, self._waker)
         elif server.language_only:
             self._images = RemoteImages(server.bind_host, placement.config.embedding_width, self._waker)
+        self._grammars = GrammarCompiler(
+            placement.folder,
+            placement.config.text.vocab_size,
+            frozenset(placement.config.eos_token_ids),
+            self._waker.wake,
+        )
         self._context_length = placement.context_length
         self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
         self._reported = EngineStats()
@@ -150,7 +157,7 @@ class LanguageLoop:
         if self._handoff is not None:
             poller.register(self._handoff.fileno(), zmq.POLLIN)
         while True:
-            if not self._scheduler.has_work() and not (self._images and self._images.has_work()):
+            if not self._scheduler.has_work() and not self._has_inputs():
                 poller.poll(IDLE_POLL_MS)
             self._waker.clear()
             for message in self._channel.receive():
@@ -160,16 +167,22 @@ class LanguageLoop:
             if self._images is not None:
                 for request, error in self._images.step():
                     self._image_done(request, error)
+            for request, error in self._grammars.step():
+                self._grammar_done(request, error)
             self._step()
             self._flush()
+
+    def _has_inputs(self) -> bool:
+        """Whether an image or a grammar can be given to its request now."""
+        return self._grammars.has_work() or (self._images is not None and self._images.has_work())
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, GenerateRequest):
             self._add(Request(message))
         elif isinstance(message, AbortRequest):
-            self._scheduler.abort(message.rid)
+            self._leave(message.rid)
         elif isinstance(message, FailRequest):
-            self._scheduler.fail(message.rid, message.status, message.message)
+            self._fail(message)
         elif isinstance(message, FailRoom):
             self._refuse_room(message)
         elif isinstance(message, FlushCache):
@@ -191,9 +204,40 @@ class LanguageLoop:
             self._scheduler.refuse_room(message.bootstrap, message.status, message.message)
 
     def _add(self, request: Request) -> None:
-        if request.rid in self._scheduler.requests:
+        if request.rid in self._scheduler.requests or self._grammars.holds(request.rid):
             self._channel.send(RequestFailed(request.rid, 400, f"request id {request.rid!r} is in use"))
-            return
+        elif request.sampling.grammar is not None:
+            self._grammars.hold(request)
+        else:
+            self._submit(request)
+
+    def _grammar_done(self, request: Request, error: tuple[int, str] | None) -> None:
+        """A grammar was attached to a request, or cannot be."""
+        if error is None:
+            self._submit(request)
+        else:
+            self._refuse(request, *error)
+
+    def _leave(self, rid: str) -> None:
+        """The client is gone."""
+        if (held := self._grammars.drop(rid)) is None:
+            self._scheduler.abort(rid)
+        elif held.bootstrap is not None:
+            self._refuse_room(FailRoom(held.bootstrap, 499, "the client closed the request"))
+
+    def _fail(self, message: FailRequest) -> None:
+        if (held := self._grammars.drop(message.rid)) is None:
+            self._scheduler.fail(message.rid, message.status, message.message)
+        else:
+            self._refuse(held, message.status, message.message)
+
+    def _refuse(self, request: Request, status: int, message: str) -> None:
+        """End a request that the scheduler does not know, on both legs."""
+        self._channel.send(RequestFailed(request.rid, status, message))
+        if request.bootstrap is not None:
+            self._refuse_room(FailRoom(request.bootstrap, status, message))
+
+    def _submit(self, request: Request) -> None:
         self._scheduler.add(request)
         if request.rid in self._scheduler.requests and request.images:
             if self._images is None:
@@ -250,7 +294,7 @@ class LanguageLoop:
     def _stats(self) -> EngineStats:
         return EngineStats(
             num_running=len(self._scheduler.running),
-            num_queued=len(self._scheduler.requests) - len(self._scheduler.running),
+            num_queued=len(self._scheduler.requests) - len(self._scheduler.running) + self._grammars.num_held,
             pages_total=self._allocator.num_pages,
             pages_used=self._allocator.num_used,
             pages_cached=self._allocator.num_idle,

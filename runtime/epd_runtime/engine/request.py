@@ -137,7 +137,8 @@ class Request:
     def append_token(self, token: int, eos_token_ids: frozenset[int]) -> None:
         """Add a sampled token and decide whether it is the last."""
         self.output_ids.append(token)
-        if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
+        ends = not self.sampling.ignore_eos or self.sampling.grammar is not None  # behind its end a grammar has nothing
+        if token in self.sampling.stop_token_ids or (token in eos_token_ids and ends):
             self.finish_reason, self.matched_stop = "stop", token
         elif len(self.output_ids) >= self.max_new_tokens:
             self.finish_reason = "length"

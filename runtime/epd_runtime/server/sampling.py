@@ -31,7 +31,6 @@ BOUNDS = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-GRAMMAR_FIELDS = {"json": "response_format", "json_schema": "response_format", "regex": "regex", "ebnf": "ebnf"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _grammar(asked: Grammar | None) -> Grammar | None:
     """Bounded here; whether it can be compiled only the engine knows."""
     if asked is None:
         return None
-    field = GRAMMAR_FIELDS[asked.kind]
+    field = asked.field
     try:
         size = len(asked.text.encode())
         schema = json.loads(asked.text) if asked.kind == "json_schema" else {}

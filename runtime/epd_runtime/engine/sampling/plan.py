@@ -38,7 +38,7 @@ class BatchPlan:
     random: tuple[RandomRows, ...]
     biased: tuple[int, ...]
     penalised: tuple[int, ...]
-    held: tuple[int, ...]  # rows with min_new_tokens
+    held: tuple[int, ...]  # rows with min_new_tokens, but for those whose grammar sees to it
     with_logprobs: tuple[int, ...]
     with_grammar: tuple[int, ...]
 
@@ -68,7 +68,7 @@ def plan_batch(requests: Sequence[Request], vocab: int, device: torch.device) ->
         ),
         biased=tuple(row for row, one in enumerate(asked) if one.logit_bias),
         penalised=tuple(row for row, one in enumerate(asked) if has_penalty(one)),
-        held=tuple(row for row, one in enumerate(asked) if one.min_new_tokens),
+        held=tuple(row for row, one in enumerate(asked) if one.min_new_tokens and one.grammar is None),
         with_logprobs=tuple(row for row, one in enumerate(asked) if one.logprobs >= 0),
         with_grammar=tuple(row for row, one in enumerate(asked) if one.grammar is not None),
     )

@@ -17,6 +17,7 @@ from epd_runtime.engine.request import NO_TOKEN, Request
 from epd_runtime.engine.sampling.cuts import candidate_threshold, exact_threshold
 from epd_runtime.engine.sampling.draw import largest, pick, uniforms
 from epd_runtime.engine.sampling.logprobs import record_sampled, table_of
+from epd_runtime.engine.sampling.matcher import constrain
 from epd_runtime.engine.sampling.plan import BatchPlan, RandomRows, plan_batch
 from epd_runtime.engine.sampling.processors import add_bias, forbid_end, penalise
 
@@ -67,7 +68,9 @@ class Sampler:
         held = [r for r in plan.held if len(plan.requests[r].output_ids) < plan.requests[r].sampling.min_new_tokens]
         if held:
             forbid_end(logits, held, plan.pick(held), self._eos)
-        return bool(plan.biased or plan.penalised or held)
+        if plan.with_grammar:
+            constrain(logits, plan.with_grammar, plan.pick(plan.with_grammar), self._eos)
+        return bool(plan.biased or plan.penalised or held or plan.with_grammar)
 
 
 def _draw(logits: Tensor, top: Tensor, rows: RandomRows) -> Tensor:
