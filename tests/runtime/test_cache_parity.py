@@ -62,9 +62,10 @@ def test_seeds_give_the_same_tokens_after_a_retraction(draw: random.Random, tmp_
     assert (roomy.scheduler.counters.retractions, narrow.scheduler.counters.retractions > 0) == (0, True)
 
 
-def test_qwen2_5_vl(draw: random.Random, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe"])
+def test_images(family: str, draw: random.Random, tmp_path: Path) -> None:
     """The same picture, other pictures in the same places, pictures cut by the end of the cached part."""
-    folder = make_random("qwen2_5_vl", tmp_path, draw)
+    folder = make_random(family, tmp_path, draw)
     one, other = picture(draw), picture(draw)
     questions = [("What?", [one]), ("What is it then?", [one, one]), ("What?", [other]), ("What is it?", [one, other])]
     reference = VisionReference(folder)
