@@ -287,6 +287,16 @@ async def test_native_logprobs(http: aiohttp.ClientSession) -> None:
     assert "output_token_logprobs" not in plain["meta_info"]
 
 
+async def test_too_many_samples_are_refused_before_anything_is_made(http: aiohttp.ClientSession) -> None:
+    for path, body in (
+        ("/v1/completions", {"prompt": [[64]] * 300_000, "n": 128}),
+        ("/generate", {"text": ["a"] * 300_000, "sampling_params": {"n": 128}}),
+    ):
+        status, answer = await post(http, path, body)
+        assert status == 400
+        assert str(300_000 * 128) in answer["error"]["message"]
+
+
 async def test_native_parameters_per_prompt(http: aiohttp.ClientSession) -> None:
     params = [{"max_new_tokens": 1}, {"max_new_tokens": 2}]
     _, answer = await post(http, "/generate", {"text": ["ab", "cd"], "sampling_params": params})

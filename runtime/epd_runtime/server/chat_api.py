@@ -25,7 +25,6 @@ from epd_runtime.server.protocol.base import refuse_unsupported
 from epd_runtime.server.protocol.openai import ChatRequest
 from epd_runtime.server.reasoning import PARSERS as REASONING_PARSERS
 from epd_runtime.server.reasoning import ReasoningParser
-from epd_runtime.server.rooms import plan_rooms
 from epd_runtime.server.service import Service
 from epd_runtime.server.structured_output import plan_grammar
 from epd_runtime.server.tools.choice import ToolPlan, parser_of, plan_tools
@@ -57,7 +56,7 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
         grammar,
     )
     chat = chat_of(body, tools.template)
-    rooms = plan_rooms(body, 1, sampling.n, *service.handoff_defaults)
+    rooms = service.plan_rooms(body, 1, sampling.n)
     answer_id = new_id("chatcmpl", body)
     job = Job(
         prompts=[lambda builder: builder.from_chat(chat)],

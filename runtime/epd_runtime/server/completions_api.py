@@ -22,7 +22,7 @@ from epd_runtime.server.openai_api import (
 )
 from epd_runtime.server.protocol.base import refuse_unsupported
 from epd_runtime.server.protocol.openai import CompletionRequest
-from epd_runtime.server.rooms import DISAGGREGATED, plan_rooms
+from epd_runtime.server.rooms import DISAGGREGATED
 from epd_runtime.server.service import Service
 from epd_runtime.server.structured_output import plan_grammar
 
@@ -60,7 +60,7 @@ def plan_completion(service: Service, body: CompletionRequest) -> CompletionPlan
     )
     if body.best_of not in (None, sampling.n):
         raise bad_request("best_of must equal n: every sample is returned", "best_of")
-    rooms = plan_rooms(body, len(prompts), sampling.n, *service.handoff_defaults)
+    rooms = service.plan_rooms(body, len(prompts), sampling.n)
     answer_id = new_id("cmpl", body)
     job = Job(
         prompts=[_build(prompt) for prompt in prompts],

@@ -18,7 +18,7 @@ from epd_runtime.server.logprobs import native_logprobs
 from epd_runtime.server.openai_api import priority_of, timings
 from epd_runtime.server.protocol.base import refuse_unsupported
 from epd_runtime.server.protocol.native import NativeRequest, NativeSampling
-from epd_runtime.server.rooms import DISAGGREGATED, plan_rooms
+from epd_runtime.server.rooms import DISAGGREGATED
 from epd_runtime.server.sampling import SamplingPlan, SamplingRequest, plan_sampling
 from epd_runtime.server.service import Service
 from epd_runtime.server.structured_output import plan_grammar
@@ -34,7 +34,7 @@ def native_job(service: Service, body: NativeRequest) -> Job:
     prompts = prompt_inputs(body)
     plans = _plans(service, body, len(prompts))
     sources = image_sources(body.image_data, len(prompts), is_batch(body))
-    rooms = plan_rooms(body, len(prompts), plans[0].n, *service.handoff_defaults)
+    rooms = service.plan_rooms(body, len(prompts), plans[0].n)
     return Job(
         prompts=[_build(prompt, images) for prompt, images in zip(prompts, sources, strict=True)],
         plans=plans,

@@ -22,11 +22,13 @@ from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
 from epd_runtime.frontend.model_folder import ModelFolder
 from epd_runtime.frontend.prompt import PromptBuilder
-from epd_runtime.messages import EngineReady
+from epd_runtime.messages import Bootstrap, EngineReady
 from epd_runtime.net.address import advertised_address
 from epd_runtime.net.resolver import WorkerSet
 from epd_runtime.server.engine_client import EngineClient
 from epd_runtime.server.metrics import Metrics
+from epd_runtime.server.protocol.base import RoomFields
+from epd_runtime.server.rooms import plan_rooms
 from epd_runtime.server.token_texts import TokenTexts
 
 MEBIBYTE = 1024 * 1024
@@ -112,11 +114,18 @@ class Service:
             raise self._unavailable()
         return self._prompts
 
-    @property
-    def handoff_defaults(self) -> tuple[Role, str | None, int]:
-        """Role, and the bootstrap host and port for bodies that name none; only prefill knows its own host."""
+    def plan_rooms(self, fields: RoomFields, num_prompts: int, n: int) -> list[Bootstrap | None]:
+        """One place in a list per sample, its room on the halves of a pair; raises RequestError 400.
+
+        Checked here, before anything is made per sample: the request can ever fit.
+        """
+        self._check_size(num_prompts * n)
         host = advertised_address(self.config.host) if self.config.role is Role.PREFILL else None
-        return self.config.role, host, self.config.disaggregation_bootstrap_port
+        return plan_rooms(fields, num_prompts, n, self.config.role, host, self.config.disaggregation_bootstrap_port)
+
+    def _check_size(self, num_samples: int) -> None:
+        if num_samples > self.capacity:
+            raise bad_request(f"the request asks for {num_samples} samples; this server takes at most {self.capacity}")
 
     async def begin(self, ready: EngineReady) -> None:
         """The engine is ready: start to serve."""
@@ -139,8 +148,7 @@ class Service:
     def admit(self, num_samples: int) -> Iterator[None]:
         """Count samples as under way; raises RequestError 503 when full or not serving, 400 when they can never fit."""
         self.check_serving()
-        if num_samples > self.capacity:
-            raise bad_request(f"the request asks for {num_samples} samples; this server takes at most {self.capacity}")
+        self._check_size(num_samples)
         if self.num_open + num_samples > self.capacity:
             raise RequestError(
                 503, f"{self.num_open} requests are running or queued, the most this server takes; retry"
