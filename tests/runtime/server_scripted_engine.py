@@ -117,11 +117,12 @@ class Engine:
             self.send(StepOutputs(outputs, STATS))
 
     def output(self, request: GenerateRequest, sent: int) -> TokenOutput:
-        source = self.answers.get(request.sampling.seed) or request.input_ids or TOKENS
+        scripted = self.answers.get(request.sampling.seed)
+        source = scripted or request.input_ids or TOKENS
         limit = request.sampling.max_new_tokens if request.sampling.max_new_tokens > 0 else len(source)
         last = sent + 1 >= limit
         token = source[sent % len(source)]
-        stopped = token in request.sampling.stop_token_ids or token == END
+        stopped = token in request.sampling.stop_token_ids or (scripted is not None and token == END)
         wanted = request.sampling.logprobs
         prompt_from = request.sampling.prompt_logprobs_from
         return TokenOutput(
