@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epd_runtime.config import ConfigError, ServerConfig
 from epd_runtime.engine.policy import share_budget
 from epd_runtime.engine.request import NO_TOKEN, TO_END_OF_CONTEXT, Request
 from epd_runtime.engine.scheduler import Limits, Scheduler
@@ -288,6 +289,12 @@ def test_half_of_the_budget_goes_to_the_first_and_half_to_the_shortest(
     budget: int, wanted: list[int], given: list[int]
 ) -> None:
     assert share_budget(budget, wanted) == given
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_of_memory_lies_between_none_and_all(share: float) -> None:
+    with pytest.raises(ConfigError, match="--mem-fraction-static"):
+        ServerConfig(model_path="model", mem_fraction_static=share).validate()
 
 
 EVENTS = st.lists(
