@@ -30,11 +30,11 @@ class Role(enum.StrEnum):
 POSITIVE = (
     "port", "disaggregation_bootstrap_port", "page_size", "max_running_requests", "max_queued_requests",
     "chunked_prefill_size", "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads",
-    "media_url_max_file_size_mb", "max_image_pixels",
+    "media_url_max_file_size_mb", "max_image_pixels", "cuda_graph_max_bs",
 )  # fmt: skip
 
 
-ATTENTION_BACKENDS = ("reference",)
+ATTENTION_BACKENDS = ("reference", "triton", "flashinfer")
 
 
 class ConfigError(ValueError):
@@ -110,6 +110,10 @@ class ServerConfig:
     )
     decode_attention_backend: str | None = flag(
         None, "Attention of decode steps; default: as --attention-backend.", choices=ATTENTION_BACKENDS
+    )
+    disable_cuda_graph: bool = flag(False, "Launch decode steps kernel by kernel on CUDA.")
+    cuda_graph_max_bs: int | None = flag(
+        None, "Largest batch whose decode step is a CUDA graph; default: --max-running-requests."
     )
 
     limit_images_per_request: int = flag(64, "Images in one request.")

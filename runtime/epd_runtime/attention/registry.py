@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 from collections.abc import Callable
 
 import torch
@@ -25,19 +27,43 @@ class Implementation:
     decode: Callable[[KVPool, int], AttentionPart]
 
 
-def _reference() -> Implementation:
+def _reference(device: torch.device) -> Implementation:
     return Implementation(
         prefill=lambda pool, num_heads: ReferencePrefill(),
         decode=lambda pool, num_heads: ReferenceDecode(pool.layout.page_size),
     )
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {"reference": _reference}
+def _triton(device: torch.device) -> Implementation:
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        raise AttentionUnavailableError("attention backend triton runs on CUDA; on this device use reference")
+    from epd_runtime.attention.triton_parts import TritonDecode, TritonPrefill
+
+    return Implementation(prefill=TritonPrefill, decode=TritonDecode)
+
+
+def _flashinfer(device: torch.device) -> Implementation:
+    if device.type != "cuda":
+        raise AttentionUnavailableError("attention backend flashinfer runs on CUDA; on this device use reference")
+    if importlib.util.find_spec("flashinfer") is None:
+        raise AttentionUnavailableError(
+            "attention backend flashinfer is not installed; install it (pip install flashinfer-python) or use triton"
+        )
+    from epd_runtime.attention.flashinfer_parts import FlashInferDecode, FlashInferPrefill
+
+    return Implementation(prefill=FlashInferPrefill, decode=FlashInferDecode)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[torch.device], Implementation]] = {
+    "reference": _reference,
+    "triton": _triton,
+    "flashinfer": _flashinfer,
+}
 
 
 def default_attention(device: torch.device) -> str:
     """What runs when no flag says otherwise."""
-    return "reference"
+    return "triton" if device.type == "cuda" else "reference"
 
 
 def open_attention(pool: KVPool, num_heads: int, prefill: str | None, decode: str | None) -> PagedAttention:
@@ -48,6 +74,6 @@ def open_attention(pool: KVPool, num_heads: int, prefill: str | None, decode: st
     default = default_attention(pool.device)
     return PagedAttention(
         pool,
-        IMPLEMENTATIONS[prefill or default]().prefill(pool, num_heads),
-        IMPLEMENTATIONS[decode or default]().decode(pool, num_heads),
+        IMPLEMENTATIONS[prefill or default](pool.device).prefill(pool, num_heads),
+        IMPLEMENTATIONS[decode or default](pool.device).decode(pool, num_heads),
     )

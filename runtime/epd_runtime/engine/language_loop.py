@@ -18,6 +18,7 @@ from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
 from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.channel import Channel
+from epd_runtime.engine.cuda_graphs import graph_sizes
 from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImages
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
@@ -78,6 +79,9 @@ class LanguageLoop:
             server.decode_attention_backend or server.attention_backend,
             frozenset(placement.config.eos_token_ids),
         )
+        if placement.device.type == "cuda" and not server.disable_cuda_graph:
+            largest = min(server.cuda_graph_max_bs or server.max_running_requests, server.max_running_requests)
+            self._runner.pad_decode(graph_sizes(largest), placement.context_length)
         self._images: ImageSource | None = None
         if tower is not None:
             self._images = LocalImages(tower, server, placement, self._waker)
@@ -97,7 +101,7 @@ class LanguageLoop:
         """Memory of the KV pool; such that other engines can be given it where KV crosses between engines."""
         nbytes = self._layout.num_pages * self._layout.page_bytes
         if not is_disaggregated(server):
-            return anonymous_storage(nbytes, placement.device)
+            return anonymous_storage(nbytes + self._layout.page_bytes, placement.device)  # and a scratch page
         backend = server.disaggregation_transfer_backend
         if placement.device.type != "cpu":
             raise StartError(f"transfer backend {backend!r} moves KV in host memory only; use --device cpu")

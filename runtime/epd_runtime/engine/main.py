@@ -22,6 +22,7 @@ from epd_runtime.encoder.encoder_loop import EncoderLoop
 from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.engine.language_loop import LanguageLoop
 from epd_runtime.engine.loading import StartError, place_model
+from epd_runtime.kernels import ops
 from epd_runtime.messages import EngineFailed
 from epd_runtime.model_config import ModelConfigError
 from epd_runtime.models.loader import WeightError
@@ -42,6 +43,7 @@ def main() -> int:
     channel = Channel(context, ipc_dir)
     try:
         placement = place_model(server)
+        ops.choose("triton" if placement.device.type == "cuda" else "plain")
         loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
     except (StartError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
         channel.send(EngineFailed(str(error)))

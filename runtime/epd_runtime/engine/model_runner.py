@@ -1,20 +1,31 @@
-"""Owns everything that lives on the device for the language model, and runs one step."""
+"""Owns everything that lives on the device for the language model, and runs one step.
+
+On CUDA a step waits for the device once, when the sampler reads the tokens: inputs are copied without waiting, and
+nothing before the sampler looks at a value on the device. Experts that grouped products do not take are the exception:
+each layer reads how many tokens go to each.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.attention.registry import open_attention
 from epd_runtime.engine.batch_builder import BatchBuilder
+from epd_runtime.engine.cuda_graphs import DecodeBuffers, PaddedDecode
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.logprobs import prompt_rows, record_prompt
 from epd_runtime.engine.sampling.sampler import Sampler
 from epd_runtime.engine.scheduler import Work
 from epd_runtime.kvcache.pool import KVPool
 from epd_runtime.models.decoder import LanguageModel
+from epd_runtime.models.experts import ExpertsMLP
+
+log = logging.getLogger(__name__)
 
 PROMPT_LOGPROBS_AT_ONCE = 64  # tokens
 
@@ -32,28 +43,69 @@ class ModelRunner:
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         """The attention implementations by name; None is the device's default."""
-        num_axes = 3 if model.config.mrope_section else 1
+        self._num_axes = 3 if model.config.mrope_section else 1
         self._model = model
         self._pool = pool
+        self._device = device
         self._attention = open_attention(pool, model.config.num_heads, prefill_attention, decode_attention)
-        self._builder = BatchBuilder(pool.layout.page_size, device, num_axes)
         self._sampler = Sampler(eos_token_ids)
+        self._builder = BatchBuilder(pool.layout.page_size, device, self._num_axes)
+        self._host_builder = BatchBuilder(pool.layout.page_size, torch.device("cpu"), self._num_axes)
+        self._padded: PaddedDecode | None = None
+
+    def pad_decode(self, sizes: Sequence[int], context_length: int) -> None:
+        """From now on run steps of decodes alone in these batch sizes; on CUDA as graphs, where the model allows it.
+
+        sizes ascending; the pool must have a scratch page.
+        """
+        experts = [module for module in self._model.modules() if isinstance(module, ExpertsMLP)]
+        capturable = self._attention.is_decode_capturable and all(one.is_aligned for one in experts)
+        if self._device.type == "cuda" and not capturable:
+            log.info("decode steps run without CUDA graphs: attention or experts read values back from the device")
+            return
+        scratch = self._pool.scratch_page
+        assert scratch is not None
+        self._pool.clear(torch.tensor([scratch], device=self._device))
+        max_pages = -(-context_length // self._pool.layout.page_size)
+        buffers = DecodeBuffers(sizes[-1], max_pages, self._num_axes, self._device, scratch)
+        self._padded = PaddedDecode(self._forward, buffers, sizes)
+        if self._device.type == "cuda":
+            self._padded.capture()
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[int]:
         """Compute a step; returns the next token of every work that samples, in order (NO_TOKEN: none valid)."""
-        batch = self._builder.build(work)
-        self._pool.clear(batch.begun_pages)
-        self._attention.prepare(batch)
         wanted = [(start, item, tokens) for start, item, tokens in _prompt_logprobs(work) if tokens]
-        if wanted:
-            x, residual = self._model.hidden(batch, self._attention)
-            for start, item, tokens in wanted:
-                self._record_prompt(x, residual, start, item.request, tokens)
-            logits = self._model.logits(x, residual, batch.logit_rows)
-        else:
-            logits = self._model(batch, self._attention)
+        logits = None if wanted else self._decode(work)
+        if logits is None:
+            batch = self._builder.build(work)
+            self._pool.clear(batch.begun_pages)
+            logits = self._score_prompts(batch, wanted) if wanted else self._forward(batch)
         return self._sampler.sample(logits, [item.request for item in work if item.samples])
+
+    def _decode(self, work: Sequence[Work]) -> Tensor | None:
+        """Logits of a step that runs padded; None if it cannot."""
+        if self._padded is None or not self._padded.takes(len(work)) or any(item.num_tokens > 1 for item in work):
+            return None
+        batch = self._host_builder.build(work)
+        if batch.image_rows is not None:  # a chunk of one token that is part of an image
+            return None
+        if len(batch.begun_pages):
+            self._pool.clear(batch.begun_pages.to(self._device, non_blocking=True))
+        return self._padded.run(batch)
+
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        self._attention.prepare(batch)
+        logits: Tensor = self._model(batch, self._attention)
+        return logits
+
+    def _score_prompts(self, batch: ForwardBatch, wanted: Sequence[tuple[int, Work, range]]) -> Tensor:
+        """Logits as _forward() gives them, and on the way the logprobs of prompt tokens that requests want."""
+        self._attention.prepare(batch)
+        x, residual = self._model.hidden(batch, self._attention)
+        for start, item, tokens in wanted:
+            self._record_prompt(x, residual, start, item.request, tokens)
+        return self._model.logits(x, residual, batch.logit_rows)
 
     def _record_prompt(self, x: Tensor, residual: Tensor, start: int, request: Request, tokens: range) -> None:
         """Logprobs of a prompt's tokens, a few at a time: a chunk's logits over a large vocabulary are gigabytes."""

@@ -26,6 +26,10 @@ class _Implementation(Protocol):
 
     def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, pages: Tensor, slots: Tensor) -> None: ...
 
+    def packed_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Tensor, ...], tiles: Tensor
+    ) -> Tensor: ...
+
 
 _chosen: _Implementation = plain
 
@@ -70,3 +74,12 @@ def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, pages: Tensor, 
     pages, slots int64 [tokens]: the page of each token and its place inside it.
     """
     _chosen.store_kv(k, v, keys, values, pages, slots)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Tensor, ...], tiles: Tensor) -> Tensor:
+    """Every row of q, k, v [rows, heads, head_dim] attends to all rows of its segment. Returns the same shape.
+
+    The same segments in two forms, one for each implementation: groups, row indices [segments, length] per length;
+    tiles int32 [tiles, 3], at most PACKED_TILE_ROWS query rows each: first row, and first and last + 1 of its segment.
+    """
+    return _chosen.packed_attention(q, k, v, groups, tiles)

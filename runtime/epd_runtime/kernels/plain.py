@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+PACKED_TILE_ROWS = 64  # query rows of a tile of packed attention; a window of Qwen2.5-VL has 64 patches
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,3 +43,13 @@ def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, pages: Tensor, 
     """See ops.store_kv."""
     keys[pages, slots] = k
     values[pages, slots] = v
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Tensor, ...], tiles: Tensor) -> Tensor:
+    """See ops.packed_attention. Segments of one length run as one batch: few calls, however many windows there are."""
+    out = torch.empty_like(q)
+    for index in groups:
+        part_q, part_k, part_v = (tensor[index].transpose(1, 2) for tensor in (q, k, v))
+        part = scaled_dot_product_attention(part_q, part_k, part_v)  # [segments, heads, length, head_dim]
+        out[index] = part.transpose(1, 2)
+    return out

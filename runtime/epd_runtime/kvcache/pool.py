@@ -19,11 +19,12 @@ class KVPool:
     """All pages as one tensor [pages, layers, 2, page_size, kv_heads, head_dim]."""
 
     def __init__(self, layout: KVLayout, config: ModelConfig, dtype: torch.dtype, storage: Tensor) -> None:
-        """storage: uint8 [num_pages * page_bytes], on the device where attention runs."""
+        """storage: uint8 [num_pages * page_bytes] on the device where attention runs, and maybe a scratch page more."""
         text = config.text
         self.layout = layout
+        self.scratch_page = layout.num_pages if len(storage) > layout.num_pages * layout.page_bytes else None
         self._tensor = storage.view(dtype).view(
-            layout.num_pages, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
+            -1, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
         )
 
     @property
