@@ -339,7 +339,7 @@ async def test_tokens_there_and_back(http: aiohttp.ClientSession, prefix: str) -
 
 
 async def test_a_request_is_aborted_by_its_id(http: aiohttp.ClientSession, server: ScriptedServer) -> None:
-    known = len(server.told("GenerateRequest"))
+    known, ended = len(server.told("GenerateRequest")), len(server.told("AbortRequest"))
     native = {"text": "ab", "rid": "mine", "sampling_params": {"top_k": SILENT}}
     chat = {"messages": MESSAGES, "rid": "ours", "top_k": SLOW, "max_tokens": 900}
     tasks = [asyncio.create_task(post(http, "/generate", native)), asyncio.create_task(post(http, CHAT, chat))]
@@ -356,8 +356,8 @@ async def test_a_request_is_aborted_by_its_id(http: aiohttp.ClientSession, serve
     status, answer = await tasks[1]
     assert (status, answer["id"], answer["choices"][0]["finish_reason"]) == (200, "ours", "abort")
     requests = server.told("GenerateRequest")[known:]
-    aborted = {abort["rid"] for abort in server.told("AbortRequest")}
-    assert {request["rid"] for request in requests} <= aborted
+    aborts = await asyncio.to_thread(server.wait_told, "AbortRequest", ended + 2)
+    assert {request["rid"] for request in requests} <= {abort["rid"] for abort in aborts}
     status, _ = await post(http, "/abort_request", {})
     assert status == 400
 
