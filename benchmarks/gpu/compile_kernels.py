@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/compile_kernels.py [--json FILE]
 
-Prints registers, spilled bytes and shared memory of each kernel as the assembler reports them, and how many matrix
-instructions of Hopper (wgmma) it has. This says that kernels fit the machine, and nothing of their speed.
+Prints registers and bytes of stack (what spills) of each kernel as the assembler reports them, its shared memory in
+bytes, and how many matrix instructions of Hopper (wgmma) it has. This says that kernels fit the machine, and nothing of
+their speed.
 """
 
 from __future__ import annotations
