@@ -128,6 +128,7 @@ async def one_life(proxy: ApiProxy, folder: Path, arguments: tuple[str, ...], do
 
         def kill(write: Write) -> None:
             operator.process.kill()
+            proxy.before = lambda method, path: 503  # what it had sent already does not arrive
 
         proxy.after = kill
         await asyncio.to_thread(
@@ -137,6 +138,7 @@ async def one_life(proxy: ApiProxy, folder: Path, arguments: tuple[str, ...], do
             STEP_SECONDS,
         )
         proxy.after = lambda write: None
+        proxy.before = lambda method, path: None
 
 
 def undisturbed(control_plane: ControlPlane, kubeconfig: Path, namespace: str, folder: Path) -> Json:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
@@ -39,12 +39,14 @@ class ApiProxy:
 
     before(method, path): an HTTP status to answer with instead of asking the API server, or None. after(write): called
     when the API server has done a write and the operator does not know it yet; whoever kills the operator does it here.
+    Writes go one after another, so that none slips through beside the one at which something is to happen.
     """
 
     def __init__(self, control_plane: ControlPlane, kubeconfig: Path, folder: Path) -> None:
         self.writes: list[Write] = []
         self.before: Callable[[str, str], int | None] = lambda method, path: None
         self.after: Callable[[Write], None] = lambda write: None
+        self._one_write = asyncio.Lock()
         self.delay = 0.0  # seconds before each request is passed on
         self.kubeconfig = folder / "proxied.kubeconfig"
         self._source = json.loads(kubeconfig.read_text())
@@ -72,27 +74,34 @@ class ApiProxy:
         await self._session.close()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(self.delay)
+        data = await request.read() if request.can_read_body else None
+        if request.method not in WRITES or "/leases" in request.path:
+            return await self._ask(request, data, lambda status: None)
+        async with self._one_write:
+            return await self._ask(request, data, lambda status: self._written(request, status))
+
+    async def _ask(
+        self, request: web.Request, data: bytes | None, answered: Callable[[int], None]
+    ) -> web.StreamResponse:
         refused = self.before(request.method, request.path)
         if refused is not None:
-            body = {
-                "kind": "Status",
-                "apiVersion": "v1",
-                "status": "Failure",
-                "message": "refused by the test",
-                "code": refused,
-            }
-            return web.json_response(body, status=refused, headers={"Retry-After": "1"})
-        await asyncio.sleep(self.delay)
+            return web.json_response(_failure(refused), status=refused, headers={"Retry-After": "1"})
         headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_HEADERS}
-        data = await request.read() if request.can_read_body else None
         async with self._session.request(
             request.method, self._url + request.raw_path, headers=headers, data=data
         ) as answer:  # fmt: skip
-            if request.method in WRITES and "/leases" not in request.path:
-                write = Write(len(self.writes) + 1, request.method, request.path, answer.status)
-                self.writes.append(write)
-                self.after(write)
+            answered(answer.status)
             return await _pass_on(request, answer)
+
+    def _written(self, request: web.Request, status: int) -> None:
+        write = Write(len(self.writes) + 1, request.method, request.path, status)
+        self.writes.append(write)
+        self.after(write)
+
+
+def _failure(status: int) -> dict[str, Any]:
+    return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "refused by the test", "code": status}
 
 
 async def _pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
