@@ -113,7 +113,7 @@ class ModelRunner:
             count = min(PROMPT_LOGPROBS_AT_ONCE, tokens.stop - first)
             row = start + first - 1 - request.num_computed
             rows = torch.arange(row, row + count, device=x.device)
-            record_prompt(self._model.logits(x, residual, rows).log_softmax(dim=-1), request, first)
+            record_prompt(self._model.logits(x, residual, rows), request, first)
 
 
 def _prompt_logprobs(work: Sequence[Work]) -> Iterator[tuple[int, Work, range]]:

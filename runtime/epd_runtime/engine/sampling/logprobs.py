@@ -8,32 +8,30 @@ import torch
 from torch import Tensor
 
 from epd_runtime.engine.request import NO_TOKEN, Request
+from epd_runtime.engine.sampling.plan import CACHED_LOGITS
 from epd_runtime.messages import TokenLogprobs
 
 LEAST = -9999.0  # of a token with probability 0; JSON has no infinity
 
 
-def table_of(logits: Tensor, rows: Sequence[int]) -> Tensor:
-    """float32 [rows, vocab] for these rows of logits."""
-    return logits[list(rows)].float().log_softmax(dim=-1)
-
-
-def describe(table: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[TokenLogprobs]:
-    """For every row of a table [rows, vocab]: its token's logprob (tokens int64 [rows]), and count of the largest."""
-    chosen: list[float] = table.gather(-1, tokens[:, None]).clamp_(min=LEAST)[:, 0].tolist()
-    top = table.topk(min(max(counts), table.shape[-1]), dim=-1)
-    values, ids = top.values.clamp(min=LEAST).tolist(), top.indices.tolist()
+def describe(logits: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[TokenLogprobs]:
+    """For every row of raw logits [rows, vocab]: its token's logprob (tokens int64 [rows]) and count of the largest."""
+    size = max(1, CACHED_LOGITS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    total = torch.cat([part.logsumexp(dim=-1, keepdim=True) for part in torch.split(logits, size)])
+    chosen = (logits.gather(-1, tokens[:, None]) - total).clamp_(min=LEAST)[:, 0].tolist()
+    top = logits.topk(min(max(counts), logits.shape[-1]), dim=-1)
+    values, ids = (top.values - total).clamp_(min=LEAST).tolist(), top.indices.tolist()
     return [
         TokenLogprobs(logprob, list(zip(row_ids[:count], row_values[:count], strict=True)))
         for logprob, row_ids, row_values, count in zip(chosen, ids, values, counts, strict=True)
     ]
 
 
-def record_sampled(table: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> None:
-    """Leave the logprobs of sampled tokens with their requests, to be reported with them."""
-    ids = torch.tensor([max(token, 0) for token in tokens], device=table.device)
+def record_sampled(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> None:
+    """Leave the logprobs of sampled tokens with their requests, to be reported with them; logits are the raw ones."""
+    ids = torch.tensor([max(token, 0) for token in tokens], device=logits.device)
     for token, one, request in zip(
-        tokens, describe(table, ids, [request.sampling.logprobs for request in requests]), requests, strict=True
+        tokens, describe(logits, ids, [request.sampling.logprobs for request in requests]), requests, strict=True
     ):
         if token != NO_TOKEN:
             request.sampled.logprobs.append(one)
@@ -48,10 +46,10 @@ def prompt_rows(request: Request, num_tokens: int) -> range:
     return range(max(first, wanted), min(end, request.prompt_length))
 
 
-def record_prompt(table: Tensor, request: Request, first: int) -> None:
-    """Keep logprobs of the prompt's tokens first, first + 1, … from a table with one row for each."""
-    tokens = request.input_ids[first : first + len(table)]
-    ids = torch.tensor(tokens, device=table.device)
+def record_prompt(logits: Tensor, request: Request, first: int) -> None:
+    """Keep logprobs of the prompt's tokens first, first + 1, … from raw logits with one row for each."""
+    tokens = request.input_ids[first : first + len(logits)]
+    ids = torch.tensor(tokens, device=logits.device)
     place = first - request.sampling.prompt_logprobs_from
     counts = [max(request.sampling.logprobs, 0)] * len(tokens)
-    request.sampled.prompt_logprobs[place : place + len(tokens)] = describe(table, ids, counts)
+    request.sampled.prompt_logprobs[place : place + len(tokens)] = describe(logits, ids, counts)

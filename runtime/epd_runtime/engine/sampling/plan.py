@@ -42,6 +42,13 @@ class BatchPlan:
     with_logprobs: tuple[int, ...]
     with_grammar: tuple[int, ...]
 
+    def keep_raw(self, logits: Tensor) -> Tensor:
+        """The rows with logprobs, as they are before anything changes them; a copy only where something will."""
+        changed = self.biased or self.penalised or self.held or self.with_grammar
+        if self.with_logprobs and (changed or len(self.with_logprobs) < len(self.requests)):
+            return logits[list(self.with_logprobs)]
+        return logits
+
     def pick(self, rows: Sequence[int]) -> list[Request]:
         """The requests of these rows."""
         return [self.requests[row] for row in rows]

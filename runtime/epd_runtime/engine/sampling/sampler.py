@@ -16,7 +16,7 @@ from torch import Tensor
 from epd_runtime.engine.request import NO_TOKEN, Request
 from epd_runtime.engine.sampling.cuts import candidate_threshold, exact_threshold
 from epd_runtime.engine.sampling.draw import largest, pick, uniforms
-from epd_runtime.engine.sampling.logprobs import record_sampled, table_of
+from epd_runtime.engine.sampling.logprobs import record_sampled
 from epd_runtime.engine.sampling.matcher import constrain
 from epd_runtime.engine.sampling.plan import BatchPlan, RandomRows, plan_batch
 from epd_runtime.engine.sampling.processors import add_bias, forbid_end, penalise
@@ -37,7 +37,7 @@ class Sampler:
         if not requests:
             return []
         plan = self._plan_for(requests, logits)
-        logprobs = table_of(logits, plan.with_logprobs) if plan.with_logprobs else None
+        raw = plan.keep_raw(logits)
         top, tokens = largest(logits)
         valid = top.isfinite()
         if self._process(logits, plan):
@@ -50,8 +50,8 @@ class Sampler:
             else:
                 tokens[rows.rows] = drawn
         result: list[int] = tokens.masked_fill(~valid, NO_TOKEN).tolist()
-        if logprobs is not None:
-            record_sampled(logprobs, [result[row] for row in plan.with_logprobs], plan.pick(plan.with_logprobs))
+        if plan.with_logprobs:
+            record_sampled(raw, [result[row] for row in plan.with_logprobs], plan.pick(plan.with_logprobs))
         return result
 
     def _plan_for(self, requests: Sequence[Request], logits: Tensor) -> BatchPlan:
