@@ -193,6 +193,19 @@ def test_what_the_api_server_refuses_is_told_and_others_go_on(groups: Groups, op
     groups.wait_ready("g")
 
 
+def test_a_field_that_no_pod_has_is_told_and_others_go_on(groups: Groups, operator: OperatorProcess) -> None:
+    """A patch is free text to the schema of groups, and the API server answers 500 to a pod with such a field."""
+    group = epd()
+    group["spec"]["roleTemplates"] = [{"name": "t", "template": group["spec"]["roles"][2].pop("template")}]
+    group["spec"]["roles"][2] |= {"templateRef": {"name": "t"}, "templatePatch": {"spec": {"volume": {}}}}
+    groups.apply(group)
+    until(lambda: "spec.volume" in str(groups.get("g").get("status")), lambda: str(groups.get("g").get("status")))
+    until(lambda: groups.core("statefulsets", "g-prefill"), "the others do not go on")
+    del group["spec"]["roles"][2]["templatePatch"]
+    groups.apply(group)
+    groups.wait_ready("g")
+
+
 def test_sets_of_groups(groups: Groups, operator: OperatorProcess, cluster: ControlPlane) -> None:
     template = epd()["spec"]
     path = f"/apis/workloads.x-k8s.io/v1alpha1/namespaces/{groups.namespace}/rolebasedgroupsets"

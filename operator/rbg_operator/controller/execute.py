@@ -3,7 +3,9 @@
 - Applies that do not wait for each other go out side by side: first what pods need to start, then workloads.
 - A name is looked up before the first apply: another's object of that name is foreign and left alone.
 - An object that the API server refuses (quota, admission, validation) is remembered with its words; others go on.
-- What may succeed later without anybody's doing (409, 429, 5xx, no answer) ends the pass as a Retry.
+- What may succeed later without anybody's doing (409, 429, 5xx, no answer) ends the pass as a Retry. But an object that
+  is answered 500 again and again counts as refused: so the API server calls fields that it does not know, and webhooks
+  that fail.
 """
 
 from __future__ import annotations
@@ -117,12 +119,12 @@ class Executor:
                 uid = found.metadata.uid if found is not None else ""
             await self._send(resource, step, uid, target)
         except ApiError as error:
-            if error.retriable or error.status in (401, 410) or (error.status == 404 and uid):
+            if _may_pass(error, uid) and not (error.status == 500 and memory.fails_again(step)):
                 raise
             log.info("%s %s is refused: %s", resource.kind, name, error, extra={"key": target.key})
             memory.refuse(step, error.message)
             return True
-        memory.refused.pop(step.key, None)
+        memory.succeed(step)
         return False
 
     async def _send(self, resource: Resource, step: Apply, uid: str, target: Custom) -> None:
@@ -221,6 +223,11 @@ class Executor:
             )
         except ApiError as error:
             log.info("Event %s is not written: %s", step.reason, error, extra={"key": target.key})
+
+
+def _may_pass(error: ApiError, uid: str) -> bool:
+    """Whether an apply may succeed later although nobody changes the object. uid: of the one that was observed."""
+    return error.retriable or error.status in (401, 410) or (error.status == 404 and bool(uid))
 
 
 def batches(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:

@@ -15,6 +15,7 @@ FIRST_REFUSAL_SECONDS = 1.0
 MAX_REFUSAL_SECONDS = 25.0
 FOREIGN_SECONDS = 10.0
 DELETED_SECONDS = 30.0
+MAX_FAILURES = 3  # in a row, of one object
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Memory:
     uid: str
     confirmed_until: float  # until when the group is believed to be there without asking
     refused: dict[ObjectKey, Refusal] = field(default_factory=dict)
+    failures: dict[ObjectKey, int] = field(default_factory=dict)  # internal errors in a row
     foreign: dict[ObjectKey, Stranger] = field(default_factory=dict)
     deleted: dict[str, float] = field(default_factory=dict)  # uid: until when the deletion is not sent again
     comparisons: Comparisons = field(default_factory=Comparisons)
@@ -52,6 +54,16 @@ class Memory:
         """Whether the object was refused just now, as it is."""
         refusal = self.refused.get(step.key)
         return refusal is not None and refusal.object == step.object and time.monotonic() < refusal.until
+
+    def fails_again(self, step: Apply) -> bool:
+        """Count an internal error of the API server; whether it has been one too often for bad luck."""
+        count = self.failures[step.key] = self.failures.get(step.key, 0) + 1
+        return count >= MAX_FAILURES
+
+    def succeed(self, step: Apply) -> None:
+        """The object stands."""
+        self.refused.pop(step.key, None)
+        self.failures.pop(step.key, None)
 
     def refuse(self, step: Apply, message: str) -> None:
         """The API server does not take the object."""
@@ -64,6 +76,7 @@ class Memory:
         """After a pass that wanted to apply these: forget what is over."""
         now = time.monotonic()
         self.refused = {key: refusal for key, refusal in self.refused.items() if key in wanted}
+        self.failures = {key: count for key, count in self.failures.items() if key in wanted}
         self.deleted = {uid: until for uid, until in self.deleted.items() if until > now}
 
     def look_again(self) -> float | None:
