@@ -122,7 +122,7 @@ class Executor:
             if _may_pass(error, uid) and not (error.status == 500 and memory.fails_again(step)):
                 raise
             log.info("%s %s is refused: %s", resource.kind, name, error, extra={"key": target.key})
-            memory.refuse(step, error.message)
+            memory.refuse(step, error.message, invalid=error.status in (400, 422))
             return True
         memory.succeed(step)
         return False

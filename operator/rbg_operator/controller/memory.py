@@ -12,7 +12,8 @@ from rbg_operator.plan.observed import STATUS_INTERVAL, ObjectKey
 from rbg_operator.plan.steps import Apply
 
 FIRST_REFUSAL_SECONDS = 1.0
-MAX_REFUSAL_SECONDS = 25.0
+MAX_REFUSAL_SECONDS = 25.0  # quotas are raised, webhooks are mended
+MAX_INVALID_SECONDS = 300.0  # what is invalid as it is may become valid with a newer API server at best
 FOREIGN_SECONDS = 10.0
 DELETED_SECONDS = 30.0
 MAX_FAILURES = 3  # in a row, of one object
@@ -65,11 +66,12 @@ class Memory:
         self.refused.pop(step.key, None)
         self.failures.pop(step.key, None)
 
-    def refuse(self, step: Apply, message: str) -> None:
-        """The API server does not take the object."""
+    def refuse(self, step: Apply, message: str, *, invalid: bool) -> None:
+        """The API server does not take the object. invalid: not because of something that may change around it."""
         before = self.refused.get(step.key)
         attempts = before.attempts + 1 if before is not None and before.object == step.object else 1
-        seconds = min(FIRST_REFUSAL_SECONDS * 2.0 ** min(attempts - 1, 20), MAX_REFUSAL_SECONDS)
+        longest = MAX_INVALID_SECONDS if invalid else MAX_REFUSAL_SECONDS
+        seconds = min(FIRST_REFUSAL_SECONDS * 2.0 ** min(attempts - 1, 20), longest)
         self.refused[step.key] = Refusal(message, step.object, time.monotonic() + seconds, attempts)
 
     def finish(self, wanted: set[ObjectKey]) -> None:
