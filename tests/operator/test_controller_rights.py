@@ -38,7 +38,9 @@ def account(control_plane: ControlPlane) -> Iterator[Path]:
     install(control_plane)
     install_optional_kinds(control_plane)
     documents = [each for each in yaml.safe_load_all(INSTALLATION.read_text()) if each and each["kind"] in RIGHTS]
-    control_plane.make_namespace(NAMESPACE)
+    if not control_plane.api().exists(f"/api/v1/namespaces/{NAMESPACE}"):  # a reused plane has it, and the Lease
+        control_plane.make_namespace(NAMESPACE)
+    control_plane.kubectl("delete", "lease", ACCOUNT, "-n", NAMESPACE, "--ignore-not-found")
     control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
     yield control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
     control_plane.kubectl("delete", "--wait=false", "-f", "-", input=yaml.safe_dump_all(documents))
