@@ -43,6 +43,7 @@ class Stub:
     def __init__(self, role: str) -> None:
         self.role = role
         self.health = 200
+        self.drains = False  # takes no new request, as a server that shuts down
         self.seen: list[dict[str, Any]] = []
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -50,7 +51,7 @@ class Stub:
         body = await request.json()
         entry = {"body": body, "headers": dict(request.headers), "path": request.path, "end": None}
         self.seen.append(entry)
-        how = body.get("stub", {}).get(self.role, "")
+        how = "503" if self.drains else body.get("stub", {}).get(self.role, "")
         try:
             response = await self.behave(request, how, bool(body.get("stream")))
             entry["end"] = "answered"
@@ -122,7 +123,9 @@ class Stub:
         return web.Response(status=self.health)
 
     async def put_health(self, request: web.Request) -> web.Response:
-        self.health = int(await request.text())
+        text = await request.text()
+        self.drains = text == "drains"
+        self.health = 503 if self.drains else int(text)
         return web.Response()
 
     async def forget(self, request: web.Request) -> web.Response:

@@ -451,6 +451,25 @@ async def test_refused_workers_are_replaced_and_their_room_is_fresh() -> None:
 
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
+async def test_a_worker_that_begins_to_drain_costs_no_request(stage: str) -> None:
+    """It answers 503 before the router's next look at its health; another worker takes what it does not."""
+    places = ["prefill", "prefill", "decode", "decode"]
+    with stubs(*places) as (first, second, third, fourth):
+        options = options_for([first, second], [third, fourth], policy="round_robin")
+        async with routing(options) as (router, url, client):
+            service = Service(router, url, first, third, client)
+            for pool, workers in zip(router._stages, ((first, second), (third, fourth)), strict=True):
+                await all_ready(pool.pool, *(worker.url for worker in workers))
+            leaving = first if stage == "prefill" else third
+            async with client.put(f"{leaving.url}/health", data="drains"):
+                pass
+            assert [(await service.post())[0] for _ in range(8)] == [200] * 8
+            rooms = [entry["body"]["bootstrap_room"] for one in (third, fourth) for entry in await one.seen(client)]
+            assert len(set(rooms)) == len(rooms)
+            await service.quiet()
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
 async def test_no_worker_left_is_503_naming_the_stage(mortal: Service, stage: str) -> None:
     service, fields = mortal, {"stub": {"decode": "hang", "prefill": "hang"}}
     (service.prefill if stage == "prefill" else service.decode).kill()

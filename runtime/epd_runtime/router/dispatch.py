@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -40,7 +40,7 @@ class Stage:
     pool: WorkerPool
     policy: Policy
 
-    def choose(self, refused: set[Worker]) -> Worker:
+    def choose(self, refused: Collection[Worker]) -> Worker:
         """A ready worker that has not refused this request; RouterError 503 when there is none."""
         ready = self.pool.ready(refused)
         if not ready:
@@ -93,9 +93,14 @@ class Exchange:
                 leg.close()
 
     async def _attempts(self) -> web.StreamResponse:
-        refused: set[Worker] = set()
+        refused: dict[Worker, Leg] = {}
         for _ in range(MAX_ATTEMPTS):
-            prefill, answering = self._start_legs(refused)
+            try:
+                prefill, answering = self._start_legs(refused)
+            except RouterError:
+                if not refused:
+                    raise
+                break
             action = await self._wait(prefill, answering)
             self._count_failures(prefill, answering)
             if action is not Action.RETRY:
@@ -104,10 +109,11 @@ class Exchange:
             for leg in self._legs:
                 leg.close()
             legs, self._legs = self._legs, []
-            refused.update(leg.worker for leg in legs if leg.state is LegState.REFUSED)
-        raise no_worker(next(leg.worker.stage for leg in legs if leg.state is LegState.REFUSED))
+            first = min((leg for leg in legs if leg.state is LegState.REFUSED), key=lambda leg: leg.ended_at)
+            refused[first.worker] = first
+        return _refusal(list(refused.values())[-1])
 
-    def _start_legs(self, refused: set[Worker]) -> tuple[Leg | None, Leg]:
+    def _start_legs(self, refused: Collection[Worker]) -> tuple[Leg | None, Leg]:
         """Choose workers, then begin both legs at once with the same body."""
         up, path, body = self._upstream, self._request.path, self._raw
         prefill_worker = up.prefill.choose(refused) if up.prefill else None
@@ -205,6 +211,15 @@ def _state(prefill: Leg | None) -> LegState:
 
 def _whole(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+
+def _refusal(leg: Leg) -> web.Response:
+    """No worker took the request: the last one's own 503 if it gave one."""
+    if leg.answer is None:
+        raise no_worker(leg.worker.stage)
+    if leg.keeps_answer:
+        return _whole(leg.answer)
+    raise stage_error(leg.worker.stage, leg.answer, leg.cause)
 
 
 def _failure(prefill: Leg) -> web.Response:

@@ -39,14 +39,15 @@ class Leg:
     def __init__(self, worker: Worker, timer: StallTimer, *, keeps_answer: bool) -> None:
         self.worker = worker
         self.state = LegState.PENDING
-        self.answer: Answer | None = None  # with REJECTED, DONE, and FAILED when the worker answered
+        self.answer: Answer | None = None  # with REJECTED, DONE, and REFUSED and FAILED when the worker answered
         self.cause = ""  # with REFUSED, FAILED and BROKEN
         self.headers: dict[str, str] = {}
+        self.ended_at = 0.0  # loop time
         self.status = 0
         self.first = b""  # first chunk, with ANSWERING
         self.task: asyncio.Task[None] | None = None
         self._timer = timer
-        self._keeps_answer = keeps_answer
+        self.keeps_answer = keeps_answer
         self._response: aiohttp.ClientResponse | None = None
         self._counted = True
         worker.begin(timer)
@@ -100,7 +101,7 @@ class Leg:
         self.headers = {name: value for name, value in response.headers.items() if name.lower() not in _DROPPED_HEADERS}
         if response.status >= 400:
             await self._receive_error(response)
-        elif not self._keeps_answer:
+        elif not self.keeps_answer:
             while await response.content.readany():
                 pass
             self._end(LegState.DONE)
@@ -125,16 +126,24 @@ class Leg:
             log.info("the error body of %s broke off: %s", self.worker.url, _describe(error))
         self.answer = Answer(self.status, bytes(body), self.headers)
         response.close()
-        self._end(LegState.REJECTED if self.status < 500 else LegState.FAILED, f"it answered {self.status}")
+        self._end(_of_status(self.status), f"it answered {self.status}")
 
     def _end(self, state: LegState, cause: str = "") -> None:
         self.state, self.cause = state, cause
+        self.ended_at = asyncio.get_running_loop().time()
         self._release()
 
     def _release(self) -> None:
         if self._counted:
             self._counted = False
             self.worker.end(self._timer)
+
+
+def _of_status(status: int) -> LegState:
+    """A worker that is full, starting or draining answers 503 before it begins with a request."""
+    if status == 503:
+        return LegState.REFUSED
+    return LegState.REJECTED if status < 500 else LegState.FAILED
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

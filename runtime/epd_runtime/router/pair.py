@@ -2,9 +2,10 @@
 
 The same request goes to a prefill and a decode worker at once. Each exchange is a leg; its states:
 
-    PENDING ──▶ REFUSED     no connection came about: nothing was sent, another worker may be tried
+    PENDING ──▶ REFUSED     no connection came about, or it answered 503: full or draining, it has not begun;
+                            another worker may be tried
             ──▶ REJECTED    answered 4xx: the request is at fault
-            ──▶ FAILED      answered 5xx, or the connection was lost before the answer's first byte
+            ──▶ FAILED      answered another 5xx, or the connection was lost before the answer's first byte
             ──▶ DONE        the whole answer is here
             ──▶ ANSWERING   the first byte of an event stream is here; only for streams, others stay PENDING
     ANSWERING ──▶ DONE      the stream ended as it should
@@ -19,7 +20,8 @@ has a proper status; after that only an error event can tell. Failure cases:
                             only after grace seconds without a byte
     decode fails first      prefill would wait for someone to take its KV: both legs end, decode's error is the answer
     decode breaks late      CUT: the client's stream ends with an error event and without [DONE]
-    a worker is refused     RETRY with another pair and a fresh room; the other leg ends with its room
+    a worker refuses        RETRY with another pair and a fresh room; the other leg ends with its room. Whoever refused
+                            first is not asked again: the other's 503 may be the echo of it through the room
     the client leaves       both legs end at once (not a decision: its task is cancelled)
     nothing moves           stall.py cuts the pair with a reason: a lost worker, a late failure, the request's bound
 
