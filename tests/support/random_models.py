@@ -90,6 +90,18 @@ def make_random(family: str, folder: Path, draw: random.Random) -> Path:
     return folder
 
 
+def make_telling(
+    family: str, folder: Path, draw: random.Random, ask: Callable[[Path], list[list[int]]]
+) -> tuple[Path, list[list[int]]]:
+    """A model drawn until its answers vary, and the answers: one that repeats a token or two would prove nothing."""
+    for attempt in range(10):
+        model = make_random(family, folder / str(attempt), draw)
+        answers = ask(model)
+        if len({token for answer in answers for token in answer}) > 4:
+            return model, answers
+    raise AssertionError("ten models in a row repeat themselves: the drawing of weights is wrong")
+
+
 def _text(draw: random.Random) -> dict[str, Any]:
     """Sizes that all families share; grouped heads, and heads that together are not as wide as the model."""
     kv_heads = draw.choice([1, 2, 3])
