@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from epd_runtime.engine.batch_builder import BatchBuilder
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import TO_END_OF_CONTEXT, Request
-from epd_runtime.engine.scheduler import Limits, Scheduler, Work
+from epd_runtime.engine.scheduler import Scheduler, Work
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import GenerateRequest, SamplingParams
 

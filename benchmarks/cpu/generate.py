@@ -18,10 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.cpu.smollm2 import model_folder
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import anonymous_storage
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.kernels import ops
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout

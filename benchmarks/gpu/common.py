@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from epd_runtime.engine.cuda_graphs import graph_sizes
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import anonymous_storage
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.kernels import ops
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conversations import conversation, picture
-from epd_runtime.engine.scheduler import Limits
+from epd_runtime.engine.limits import Limits
 from epd_runtime.frontend.prompt import Prompt
 from in_process import CONTEXT, InProcessEngine
 from random_models import make_random, make_telling
@@ -25,9 +25,9 @@ def draw() -> random.Random:
 
 
 def limits(draw: random.Random) -> Limits:
-    """Small chunks, no reserve: requests run out of pages."""
+    """Small chunks, no reserve: requests run out of pages, and those that begin alike use what one computes."""
     chunk = draw.choice([draw.randrange(3, 30), 4096])
-    return Limits(CONTEXT, 16, 6, chunk, frozenset(), 10**6, reserve=0)
+    return Limits(CONTEXT, 16, 6, chunk, frozenset(), 10**6, reserve=0, worth_waiting=16)
 
 
 def check(engine: InProcessEngine, prompts: list[Prompt], expected: list[list[int]], draw: random.Random) -> None:

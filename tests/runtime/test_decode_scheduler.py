@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillResult, Prepared, Received
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams, TokenLogprobs, TokenOutput

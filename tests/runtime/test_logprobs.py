@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from epd_runtime.engine.limits import MAX_PROMPT_LOGPROBS
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.sampler import Sampler
-from epd_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams, TokenLogprobs
 from random_models import make_llama
 from text_engine import TextEngine

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from epd_runtime.disaggregation.handoff.contract import Failed, Sent
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import NO_TOKEN, Request
-from epd_runtime.engine.scheduler import Limits
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput

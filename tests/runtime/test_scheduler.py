@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epd_runtime.config import ConfigError, ServerConfig
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.policy import share_budget
 from epd_runtime.engine.request import NO_TOKEN, TO_END_OF_CONTEXT, Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler, Work
 from epd_runtime.engine.state import IllegalTransitionError, State, advance
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import GenerateRequest, ImageInput, RequestFailed, SamplingParams, TokenOutput
@@ -162,6 +163,58 @@ def test_pages_of_broken_steps_are_not_cached() -> None:
     assert scheduler.allocator.num_free == 16
 
 
+def shared(scheduler: Scheduler) -> dict[str, int]:
+    """Tokens that each request computes in the next step."""
+    return {item.request.rid: item.num_tokens for item in scheduler.schedule()}
+
+
+def test_a_prompt_that_is_just_computed_is_not_computed_twice_at_a_time() -> None:
+    scheduler = Scheduler(dataclasses.replace(make(chunk=32).limits, worth_waiting=16), PageAllocator(64))
+    first, second, other = ask("a", 100, 1), ask("b", 100, 1), ask("other", 3, 1)
+    second.input_ids[80:] = [6] * 20
+    for request in (first, second, other):
+        scheduler.add(request)
+    assert shared(scheduler) == {"a": 29, "other": 3}, "others do not wait"
+    for _ in range(3):
+        assert second.state is State.QUEUED
+        step(scheduler)
+    assert first.num_computed == 93
+    assert shared(scheduler) == {"a": 7, "b": 20}, "what both begin with is there, though the first is not done"
+    finish(scheduler)
+
+
+def test_what_an_older_request_leaves_unfinished_the_next_one_computes() -> None:
+    scheduler = make(pages=64, chunk=32)
+    for rid in "ab":
+        scheduler.add(ask(rid, 100, 1))
+    step(scheduler)
+    assert shared(scheduler) == {"a": 32}
+    scheduler.abort("a")
+    assert scheduler.allocator.num_idle == 0, "pages that no token proved are not kept"
+    assert shared(scheduler) == {"b": 32}
+    finish(scheduler)
+
+
+def test_a_broken_prefix_is_found_by_nobody_after_its_first_failure() -> None:
+    scheduler = Scheduler(dataclasses.replace(make().limits, worth_waiting=16), PageAllocator(32))
+    for rid, last in (("a", 5), ("b", 6)):
+        request = ask(rid, 72, 9)
+        request.input_ids[-8:] = [last] * 8
+        scheduler.add(request)
+    step(scheduler)
+    step(scheduler)
+    assert shared(scheduler) == {"a": 8, "b": 8}, "b begins with what a has published"
+    a = Work(scheduler.requests["a"], 8)
+    scheduler.commit([a], [NO_TOKEN])
+    third = ask("c", 72, 9)
+    scheduler.add(third)
+    scheduler.schedule()
+    assert third.num_computed == 0
+    check_books(scheduler)
+    finish(scheduler)
+    check_books(scheduler)
+
+
 def with_image(rid: str, content: str, tokens: int = 20) -> Request:
     image = ImageInput(content, (1, 2, 2), 4, tokens, b"")
     return Request(GenerateRequest(rid, [5] * (tokens + 12), SamplingParams(2, 0.0), [image]))
@@ -303,23 +356,31 @@ EVENTS = st.lists(
         st.tuples(st.just("abort"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("fail"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("step"), st.integers(1, 8), st.just(0)),
+        st.tuples(st.just("broken"), st.just(1), st.just(0)),
     ),
     max_size=60,
 )
 
 
 @settings(deadline=None)
-@given(events=EVENTS, pages=st.integers(1, 30), running=st.integers(1, 5), chunk=st.integers(1, 50))
+@given(
+    events=EVENTS,
+    pages=st.integers(1, 30),
+    running=st.integers(1, 5),
+    chunk=st.integers(1, 50),
+    worth_waiting=st.sampled_from([1, 16, 64]),
+)
 def test_every_request_ends_once_and_every_page_returns(
-    events: list[tuple[str, int, int]], pages: int, running: int, chunk: int
+    events: list[tuple[str, int, int]], pages: int, running: int, chunk: int, worth_waiting: int
 ) -> None:
-    scheduler = make(pages, running, chunk)
+    limits = dataclasses.replace(make(1, running, chunk).limits, worth_waiting=worth_waiting)
+    scheduler = Scheduler(limits, PageAllocator(pages))
     added, ended = 0, []
 
-    def run(count: int) -> None:
+    def run(count: int, token: int = 7) -> None:
         for _ in range(count):
             assert len(scheduler.running) <= running
-            for output in step(scheduler):
+            for output in step(scheduler, token):
                 if isinstance(output, RequestFailed) or output.finish_reason is not None:
                     ended.append(output.rid)
 
@@ -335,7 +396,7 @@ def test_every_request_ends_once_and_every_page_returns(
         elif kind == "fail":
             scheduler.fail(str(first), 500, "test")
         else:
-            run(first)
+            run(first, NO_TOKEN if kind == "broken" else 7)
         check_books(scheduler)
     run(1)
     for _ in range(140 * 60):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
 from epd_runtime.disaggregation.handoff.contract import DecodeEvent, Failed, PrefillResult, Prepared, Received
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, GenerateRequest, RequestFailed, SamplingParams
@@ -86,13 +87,22 @@ def step(scheduler: Scheduler, memory: SimulatedMemory) -> None:
     reserve=st.sampled_from([0, 0, 5, 64]),
     policy=st.sampled_from(["fcfs", "priority"]),
     keeps=st.sampled_from([True, True, False]),
+    worth_waiting=st.sampled_from([1, 20, 64]),
 )
 def test_everybody_gets_the_answer_that_it_would_get_alone(
-    seed: int, pages: int, page_size: int, running: int, chunk: int, reserve: int, policy: str, keeps: bool
+    seed: int,
+    pages: int,
+    page_size: int,
+    running: int,
+    chunk: int,
+    reserve: int,
+    policy: str,
+    keeps: bool,
+    worth_waiting: int,
 ) -> None:
     draw = random.Random(seed)
     num_pages = pages * 8 // page_size
-    limits = Limits(CONTEXT, page_size, running, chunk, frozenset(), VOCAB, policy, keeps, reserve)
+    limits = Limits(CONTEXT, page_size, running, chunk, frozenset(), VOCAB, policy, keeps, reserve, worth_waiting)
     scheduler = Scheduler(limits, PageAllocator(num_pages))
     memory, client = SimulatedMemory(page_size), Client(scheduler, draw)
     for _ in range(4000):

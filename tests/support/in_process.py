@@ -12,10 +12,11 @@ import torch
 
 from epd_runtime.config import ServerConfig
 from epd_runtime.engine.image_source import LocalImages
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import place_model
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.waker import Waker
 from epd_runtime.frontend.chat import Chat
 from epd_runtime.frontend.images import ImageLimits

@@ -112,13 +112,21 @@ def check_books(scheduler: Scheduler, others: Sequence[int] = ()) -> None:
     nodes = _nodes(cache._root)
     users: dict[int, int] = {}
     owned: list[int] = list(others)
+    cut_off: dict[int, Node] = {}
     for request in scheduler.requests.values():
         owned += request.holding.owned
+        reachable = True
         for node in request.holding.nodes:
+            reachable = reachable and node.parent is not None
+            if not reachable:
+                cut_off[id(node)] = node
             users[id(node)] = users.get(id(node), 0) + 1
         assert len(request.pages) >= -(-request.num_computed // scheduler.limits.page_size)
         assert set(request.holding.owned) <= set(request.pages)
     assert len(owned) == len(set(owned)), "a page has two owners"
+    assert all(node.is_proven or node.users for node in nodes), "an unproven page outlives its users"
+    assert not any(node.is_proven for node in cut_off.values())
+    nodes += cut_off.values()
     cached = [node.page for node in nodes]
     assert len(cached) == len(set(cached))
     assert not set(cached) & set(owned)

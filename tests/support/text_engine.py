@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.kvcache.pool import KVPool, page_bytes

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from epd_runtime.disaggregation.handoff.contract import DecodeHandoff, Failed, PrefillResult, Prepared, Received
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.prefix_cache import Holding

@@ -9,8 +9,9 @@ A prompt has all its pages from the start, so nothing is retracted here.
 from __future__ import annotations
 
 from epd_runtime.disaggregation.handoff.contract import Failed, PrefillHandoff, PrefillResult
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.messages import Bootstrap, TokenOutput
@@ -40,7 +41,7 @@ class PrefillScheduler(Scheduler):
     def _admitted(self, request: Request) -> None:
         super()._admitted(request)
         self._handoff.admit(request.room)
-        self._chunk_done(request)
+        self._send_pages(request)
 
     def abort(self, rid: str) -> None:
         """The client left: decode's half must end too."""
@@ -79,6 +80,11 @@ class PrefillScheduler(Scheduler):
         return request.prompt_length
 
     def _chunk_done(self, request: Request) -> None:
+        super()._chunk_done(request)
+        self._send_pages(request)
+
+    def _send_pages(self, request: Request) -> None:
+        """Hand over the pages that are complete and were not sent yet."""
         complete = request.num_computed == request.prompt_length
         ready = len(request.pages) if complete else request.num_computed // self.limits.page_size
         first = self._pages_sent[request.rid]

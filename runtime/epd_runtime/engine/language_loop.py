@@ -20,11 +20,12 @@ from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.channel import Channel
 from epd_runtime.engine.cuda_graphs import graph_sizes
 from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImages
+from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.grammar import GrammarCompiler
-from epd_runtime.engine.scheduler import Limits, Scheduler
+from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
 from epd_runtime.kvcache.allocator import PageAllocator

@@ -49,18 +49,25 @@ class RequestMemory:
         holding = self.cache.open(path, self.pages_for(request.total_length))
         assert holding is not None
         request.holding = holding
-        request.num_computed = request.num_valid = self.num_cached(path)
+        request.num_computed = self.num_cached(path)
+        request.num_valid = self.num_cached([node for node in path if node.is_proven])
 
     def grow(self, request: Request) -> bool:
         """Make room for the next token; False if there is no page for it."""
         return self.cache.grow(request.holding, self.pages_for(request.num_computed + 1))
 
+    def publish(self, request: Request) -> None:
+        """Let others begin with what the request has computed so far; it is kept only if it proves valid."""
+        self._share(request, request.num_computed)
+
     def share(self, request: Request) -> None:
-        """Offer the request's full and valid pages to others."""
-        num_full = request.num_valid // self._page_size
-        num_shared = len(request.holding.nodes)
-        if self.cache.is_enabled and num_full > num_shared:
-            self.cache.share(request.holding, self._known_keys(request, num_full)[num_shared:])
+        """Offer the request's full and valid pages to others, for good."""
+        self._share(request, request.num_valid)
+        self.cache.prove(request.holding, request.num_valid // self._page_size)
+
+    def discredit(self, request: Request) -> None:
+        """What the request computed led to no valid token: nobody else may begin with it."""
+        self.cache.discredit(request.holding)
 
     def release(self, request: Request) -> None:
         """Take a request's pages back, keeping what others can use."""
@@ -71,6 +78,11 @@ class RequestMemory:
     def close(self, holding: Holding) -> None:
         """Take back the pages of a request that is gone."""
         self.cache.close(holding)
+
+    def _share(self, request: Request, num_tokens: int) -> None:
+        num_full, num_shared = num_tokens // self._page_size, len(request.holding.nodes)
+        if self.cache.is_enabled and num_full > num_shared:
+            self.cache.share(request.holding, self._known_keys(request, num_full)[num_shared:])
 
     def _ahead(self, request: Request) -> int:
         """Pages for the tokens that the request has and those that it may soon have."""

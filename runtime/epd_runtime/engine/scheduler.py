@@ -20,6 +20,8 @@ import time
 from bisect import insort
 from collections.abc import Sequence
 
+from epd_runtime.engine.admission import Admission
+from epd_runtime.engine.limits import Limits, prompt_problem, size_problem
 from epd_runtime.engine.memory import RequestMemory
 from epd_runtime.engine.policy import order, share_budget
 from epd_runtime.engine.request import NO_TOKEN, UNRANKED, Request
@@ -27,23 +29,6 @@ from epd_runtime.engine.state import State
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.prefix_cache import Node
 from epd_runtime.messages import RequestFailed, TokenOutput
-
-MAX_PROMPT_LOGPROBS = 1 << 19  # numbers in one message; about 8 MiB
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Bounds of the scheduler; tokens unless the name says otherwise."""
-
-    context_length: int
-    page_size: int
-    max_running_requests: int
-    chunked_prefill_size: int
-    eos_token_ids: frozenset[int]
-    vocab_size: int
-    policy: str = "fcfs"
-    keeps_prefixes: bool = True
-    reserve: int = 64  # of every running request, before another one is admitted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +60,7 @@ class Scheduler:
         self.limits = limits
         self.allocator = allocator
         self.memory = RequestMemory(allocator, limits.page_size, limits.reserve, limits.keeps_prefixes)
+        self._admission = Admission(self.memory, limits)
         self.requests: dict[str, Request] = {}
         self.queued: list[Request] = []  # in the order in which they are admitted
         self.running: list[Request] = []  # PREFILL or DECODE
@@ -110,34 +96,15 @@ class Scheduler:
 
     def _fits(self, request: Request) -> bool:
         """Whether the request could run alone; else it is refused here, with the reason."""
-        limit = self.limits.context_length
-        if not 0 < request.prompt_length < limit:
-            self.fail(
-                request.rid,
-                400,
-                f"the prompt has {request.prompt_length} tokens; at least 1 and at most {limit - 1} fit",
-            )
-            return False
-        if (entries := request.num_prompt_logprobs * (1 + max(request.sampling.logprobs, 0))) > MAX_PROMPT_LOGPROBS:
-            self.fail(
-                request.rid,
-                400,
-                f"the prompt's logprobs have {entries} numbers, at most {MAX_PROMPT_LOGPROBS} are sent; raise "
-                "logprob_start_len or ask for fewer top logprobs",
-            )
-            return False
-        request.resolve_max_new_tokens(limit, self.allocator.num_pages * self.limits.page_size)
-        request.num_slots = self._slots(request)
-        needed, available = self.memory.pages_for(request.num_slots), self.allocator.num_pages
-        if needed > available:
-            self.fail(
-                request.rid,
-                400,
-                f"the request needs {needed * self.limits.page_size} tokens of KV cache, the server has "
-                f"{available * self.limits.page_size}; ask for fewer max_tokens or raise --max-total-tokens",
-            )
-            return False
-        return True
+        limits, num_pages = self.limits, self.allocator.num_pages
+        problem = prompt_problem(request, limits)
+        if problem is None:
+            request.resolve_max_new_tokens(limits.context_length, num_pages * limits.page_size)
+            request.num_slots = self._slots(request)
+            problem = size_problem(request, limits, num_pages)
+        if problem is not None:
+            self.fail(request.rid, 400, problem)
+        return problem is None
 
     def _enqueue(self, request: Request) -> None:
         if request.order == UNRANKED:
@@ -180,6 +147,7 @@ class Scheduler:
 
     def _take_token(self, request: Request, token: int) -> None:
         if token == NO_TOKEN:
+            self.memory.discredit(request)
             self.fail(
                 request.rid, 500, "the model computed no valid probabilities for the next token (NaN or infinity)"
             )
@@ -190,7 +158,7 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Whether another step can compute something now."""
-        return bool(self.running) or bool(self.queued and self._admissible(self.queued[0]) is not None)
+        return bool(self.running) or self._admission.pick(self.queued, self._active()) is not None
 
     def flush(self) -> None:
         """Forget every cached prefix that no request uses."""
@@ -213,9 +181,10 @@ class Scheduler:
         self._enqueue(request)
 
     def _admit(self) -> None:
-        """Give pages to queued requests, in their order."""
-        while self.queued and (path := self._admissible(self.queued[0])) is not None:
-            request = self.queued.pop(0)
+        """Give pages to queued requests."""
+        while (picked := self._admission.pick(self.queued, self._active())) is not None:
+            request, path = picked
+            self.queued.remove(request)
             if self._awaits_images(request, path):
                 continue
             self.memory.admit(request, path)
@@ -223,14 +192,6 @@ class Scheduler:
                 self._count_hit(request)
             request.is_retracted = False
             self._admitted(request)
-
-    def _admissible(self, request: Request) -> list[Node] | None:
-        """The cached path with which a request can be admitted now; None if it must wait."""
-        active = self._active()
-        if len(active) >= self.limits.max_running_requests:
-            return None
-        path = self.memory.match(request)
-        return path if self.memory.fits(request, path, active) else None
 
     def _count_hit(self, request: Request) -> None:
         if not self.memory.cache.is_enabled:
@@ -260,6 +221,8 @@ class Scheduler:
 
     def _chunk_done(self, request: Request) -> None:
         """A chunk of a prompt is in the pages."""
+        if request.num_computed < request.total_length:
+            self.memory.publish(request)
 
     def _token_sampled(self, request: Request) -> None:
         """Report a new token; free the request if it was the last."""

@@ -4,7 +4,7 @@ Who owns a page (PageAllocator counts all three):
 
     free ──allocate()──▶ used ──last user closes──▶ idle      in the tree, nobody's; freed when somebody needs a page
       ▲                   │ ▲                        │ │
-      └──── close() ──────┘ └──── open() of a hit ───┘ │      close(): a page that the tree does not have
+      └──── close() ──────┘ └──── open() of a hit ───┘ │      close(): a page that the tree does not have, or unproven
       └──────────────── least recently used ───────────┘
 
 A path from the root spells a sequence of tokens, page by page; a node owns the page with the KV of its last page_size
@@ -13,6 +13,9 @@ into nodes; where the tree has an equal node already the request uses that one t
 pages of a request never change while somebody may be reading them (a transfer, a step under way).
 
 Whoever uses a node uses its parent, so below an idle node all are idle: every idle page can be freed, leaves first.
+
+A node is *proven* when its page led to valid probabilities. Others can use it before, but it goes with its last user;
+one whose user met NaN is cut off, with all below it, so that nobody else finds it. Above a proven node all are proven.
 """
 
 from __future__ import annotations
@@ -32,14 +35,15 @@ NO_PAGES: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 class Node:
     """One cached page. Its key is its own tokens (page_keys.py); the tokens before it are its ancestors'."""
 
-    __slots__ = ("children", "key", "last_used", "page", "parent", "users")
+    __slots__ = ("children", "is_proven", "key", "last_used", "page", "parent", "users")
 
     def __init__(self, key: bytes, page: int, parent: Node | None) -> None:
         self.key = key
         self.page = page
-        self.parent = parent  # None: the root, or a node that was evicted
+        self.parent = parent  # None: the root, or a node that was evicted or cut off
         self.children: dict[bytes, Node] = {}
         self.users = 0  # requests
+        self.is_proven = False
         self.last_used = 0  # PrefixCache's clock when the last user closed
 
     @property
@@ -71,6 +75,7 @@ class PrefixCache:
     def __init__(self, allocator: PageAllocator, is_enabled: bool = True) -> None:
         self.is_enabled = is_enabled
         self.num_evicted = 0  # pages, since the start
+        self.num_changes = 0  # grows whenever pages come free or can be found
         self._allocator = allocator
         self._root = Node(b"", -1, None)
         self._clock = 0
@@ -119,9 +124,10 @@ class PrefixCache:
         return True
 
     def share(self, holding: Holding, keys: Sequence[bytes]) -> None:
-        """Put the pages behind the used path, one for each key, into the tree: they are full and valid."""
+        """Put the pages behind the used path, one for each key, into the tree: they are full."""
         if not self.is_enabled:
             return
+        self.num_changes += 1
         parent = holding.nodes[-1] if holding.nodes else self._root
         for key in keys:
             page = holding.pages[len(holding.nodes)]
@@ -135,15 +141,33 @@ class PrefixCache:
             holding.nodes.append(node)
             parent = node
 
+    def prove(self, holding: Holding, count: int) -> None:
+        """The first count pages led to valid probabilities."""
+        for node, page in zip(holding.nodes[:count], holding.pages, strict=False):
+            if not node.is_proven and (node.page != page or node.parent is None):
+                return  # another's copy, or cut off
+            node.is_proven = True
+
+    def discredit(self, holding: Holding) -> None:
+        """The pages led to NaN: those that are not proven are found by nobody else."""
+        for node in holding.nodes:
+            if not node.is_proven:
+                _cut_off(node)
+                return
+
     def close(self, holding: Holding) -> None:
-        """Give everything up: nodes become idle with their last user, owned pages free."""
+        """Give everything up: with their last user proven nodes become idle and others free, as owned pages do."""
         self._clock += 1
+        self.num_changes += 1
         for node in reversed(holding.nodes):
             node.users -= 1
-            node.last_used = self._clock
-            if node.users == 0:
+            if node.users == 0 and node.is_proven:
+                node.last_used = self._clock
                 self._allocator.rest(node.page)
                 self._offer(node)
+            elif node.users == 0:
+                _cut_off(node)
+                self._allocator.free([node.page])
         self._allocator.free(list(holding.owned))
         holding.pages, holding.table, holding.nodes, holding.owned = [], NO_PAGES, [], {}
 
@@ -176,11 +200,17 @@ class PrefixCache:
     def _remove(self, node: Node) -> None:
         parent = node.parent
         assert parent is not None
-        del parent.children[node.key]
-        node.parent = None
+        _cut_off(node)
         self._allocator.free([node.page])
         self.num_evicted += 1
         self._offer(parent)
+
+
+def _cut_off(node: Node) -> None:
+    """Nobody finds the node any more."""
+    if node.parent is not None:
+        del node.parent.children[node.key]
+        node.parent = None
 
 
 def _is_current(entry: tuple[int, int, Node]) -> bool:
