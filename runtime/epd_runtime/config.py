@@ -116,6 +116,8 @@ class ServerConfig:
         None, "Largest batch whose decode step is a CUDA graph; default: --max-running-requests."
     )
 
+    disable_overlap_schedule: bool = flag(False, "Wait for each step before the next is prepared on CUDA.")
+
     limit_images_per_request: int = flag(64, "Images in one request.")
     media_url_max_file_size_mb: int = flag(64, "Largest image file, in MiB.")
     media_url_timeout: float = flag(10.0, "Seconds to fetch an image from its URL.")

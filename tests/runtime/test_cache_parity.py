@@ -34,8 +34,8 @@ def check(engine: InProcessEngine, prompts: list[Prompt], expected: list[list[in
     """Three times in one engine, with too few pages for all: retracted, evicted, hit."""
     serving = engine.serve(limits(draw))
     lengths = [len(answer) for answer in expected]
-    for _ in range(3):
-        assert serving.generate(prompts, lengths) == expected
+    for overlaps in (True, False, True):
+        assert serving.generate(prompts, lengths, overlaps=overlaps) == expected
     counters = serving.scheduler.counters
     assert counters.retractions > 0
     assert counters.prefix_hit_tokens > 0
@@ -60,7 +60,9 @@ def test_seeds_give_the_same_tokens_after_a_retraction(draw: random.Random, tmp_
     lengths = [NEW_TOKENS] * len(prompts)
     roomy = InProcessEngine(folder).serve(limits(draw))
     narrow = InProcessEngine(folder, num_pages=10).serve(limits(draw))
-    assert narrow.generate(prompts, lengths, temperature=1.0) == roomy.generate(prompts, lengths, temperature=1.0)
+    assert narrow.generate(prompts, lengths, temperature=1.0, overlaps=True) == roomy.generate(
+        prompts, lengths, temperature=1.0
+    )
     assert (roomy.scheduler.counters.retractions, narrow.scheduler.counters.retractions > 0) == (0, True)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from epd_runtime.engine import model_runner
+from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.engine.cuda_graphs import PaddedDecode, graph_sizes
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.kernels import ops
@@ -66,15 +67,15 @@ class Engine:
         self.scheduler = Scheduler(Limits(CONTEXT, PAGE, 8, chunk, frozenset(), 10**6), self.allocator)
         self.runner = ModelRunner(model, pool, DEVICE, attention, attention)
 
-    def generate(self, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], lengths: list[int], overlaps: bool = False) -> list[list[int]]:
         """Greedy tokens of all prompts."""
+        steps = StepPipeline(self.scheduler, self.runner.launch, overlaps)
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             sampling = SamplingParams(length, temperature=0.0, ignore_eos=True)
             self.scheduler.add(Request(GenerateRequest(str(index), prompt, sampling)))
         tokens: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
         while self.scheduler.requests:
-            work = self.scheduler.schedule()
-            self.scheduler.commit(work, self.runner.run(work))
+            steps.step()
             for output in self.scheduler.outbox:
                 assert not isinstance(output, RequestFailed), output
                 tokens[output.rid].extend(output.token_ids)
@@ -101,14 +102,14 @@ def test_padded_decode_gives_the_same_tokens(
     counts: list[int] = []
     run = PaddedDecode.run
 
-    def counted(self: PaddedDecode, batch: model_runner.ForwardBatch) -> torch.Tensor:
+    def counted(self: PaddedDecode, batch: ForwardBatch, complete: Callable[[torch.Tensor], None]) -> torch.Tensor:
         counts.append(len(batch.input_ids))
-        return run(self, batch)
+        return run(self, batch, complete)
 
     monkeypatch.setattr(PaddedDecode, "run", counted)
     padded = Engine(config, model)
     padded.runner.pad_decode((1, 2, 4), CONTEXT)
-    assert padded.generate(prompts, lengths) == expected
+    assert padded.generate(prompts, lengths, overlaps=True) == expected
     assert {1, 2, 3, 4} == set(counts), "five decodes fit no size and run as they are"
     pages = padded.storage.view(PAGES + 1, -1)
     assert pages[-1].isfinite().any(), "three decodes run as four: the fourth writes to the scratch page"

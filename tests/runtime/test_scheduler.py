@@ -204,7 +204,7 @@ def test_a_broken_prefix_is_found_by_nobody_after_its_first_failure() -> None:
     step(scheduler)
     step(scheduler)
     assert shared(scheduler) == {"a": 8, "b": 8}, "b begins with what a has published"
-    a = Work(scheduler.requests["a"], 8)
+    a = Work.of(scheduler.requests["a"], 8)
     scheduler.commit([a], [NO_TOKEN])
     third = ask("c", 72, 9)
     scheduler.add(third)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
 from epd_runtime.disaggregation.handoff.contract import DecodeEvent, Failed, PrefillResult, Prepared, Received
 from epd_runtime.engine.limits import Limits
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
@@ -31,6 +32,7 @@ from simulated_memory import (
 
 CONTEXT = 120
 seeds = st.integers(0, 2**32)
+ends = st.sampled_from([frozenset[int](), frozenset({7, 8, 9})])
 
 
 class Client:
@@ -48,7 +50,7 @@ class Client:
         ids, images = draw_prompt(self._draw, 60)
         length = self._draw.randrange(1, 50)
         rid = str(len(self.got))
-        self.expected[rid] = answer(ids, images, length)
+        self.expected[rid] = answer(ids, images, length, self.scheduler.limits.eos_token_ids)
         self.got[rid] = []
         return GenerateRequest(rid, ids, SamplingParams(length, 0.0), images, priority=self._draw.randrange(-1, 2))
 
@@ -72,11 +74,6 @@ class Client:
             assert rid in self.refused or self.got[rid] == tokens, rid
 
 
-def step(scheduler: Scheduler, memory: SimulatedMemory) -> None:
-    work = scheduler.schedule()
-    scheduler.commit(work, memory.run(work))
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     seed=seeds,
@@ -88,6 +85,8 @@ def step(scheduler: Scheduler, memory: SimulatedMemory) -> None:
     policy=st.sampled_from(["fcfs", "priority"]),
     keeps=st.sampled_from([True, True, False]),
     worth_waiting=st.sampled_from([1, 20, 64]),
+    eos=ends,
+    overlaps=st.booleans(),
 )
 def test_everybody_gets_the_answer_that_it_would_get_alone(
     seed: int,
@@ -99,12 +98,15 @@ def test_everybody_gets_the_answer_that_it_would_get_alone(
     policy: str,
     keeps: bool,
     worth_waiting: int,
+    eos: frozenset[int],
+    overlaps: bool,
 ) -> None:
     draw = random.Random(seed)
     num_pages = pages * 8 // page_size
-    limits = Limits(CONTEXT, page_size, running, chunk, frozenset(), VOCAB, policy, keeps, reserve, worth_waiting)
+    limits = Limits(CONTEXT, page_size, running, chunk, eos, VOCAB, policy, keeps, reserve, worth_waiting)
     scheduler = Scheduler(limits, PageAllocator(num_pages))
     memory, client = SimulatedMemory(page_size), Client(scheduler, draw)
+    steps = StepPipeline(scheduler, memory.launch, overlaps)
     for _ in range(4000):
         if len(client.got) < 25 and draw.random() < 0.6:
             scheduler.add(Request(client.make()))
@@ -115,7 +117,7 @@ def test_everybody_gets_the_answer_that_it_would_get_alone(
                 embed(request)
                 scheduler.image_arrived(request)
         scheduler.images_wanted.clear()
-        step(scheduler, memory)
+        steps.step()
         check_books(scheduler)
         assert len(scheduler.running) <= running
         client.collect()
@@ -174,15 +176,23 @@ class RemotePrompts(SimulatedMemory):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=seeds, pages=st.integers(3, 30), running=st.integers(1, 6), reserve=st.sampled_from([0, 0, 5, 64]))
+@given(
+    seed=seeds,
+    pages=st.integers(3, 30),
+    running=st.integers(1, 6),
+    reserve=st.sampled_from([0, 0, 5, 64]),
+    eos=ends,
+    overlaps=st.booleans(),
+)
 def test_decode_workers_copy_what_they_retract_and_answers_stay_the_same(
-    seed: int, pages: int, running: int, reserve: int
+    seed: int, pages: int, running: int, reserve: int, eos: frozenset[int], overlaps: bool
 ) -> None:
     draw = random.Random(seed)
     memory = RemotePrompts(8)
-    limits = Limits(CONTEXT, 8, running, 16, frozenset(), VOCAB, reserve=reserve)
+    limits = Limits(CONTEXT, 8, running, 16, eos, VOCAB, reserve=reserve)
     scheduler = DecodeScheduler(limits, PageAllocator(pages), Prefill(memory, draw), memory)
     client = Client(scheduler, draw)
+    steps = StepPipeline(scheduler, memory.launch, overlaps)
     for _ in range(4000):
         if len(client.got) < 25 and draw.random() < 0.6:
             message = client.make()
@@ -192,7 +202,7 @@ def test_decode_workers_copy_what_they_retract_and_answers_stay_the_same(
         if draw.random() < 0.02:
             client.abort()
         scheduler.poll_handoff()
-        step(scheduler, memory)
+        steps.step()
         check_books(scheduler, [page for holding in scheduler._orphaned.values() for page in holding.owned])
         copies = sum(request.saved_kv is not None for request in scheduler.requests.values())
         assert copies + len(scheduler._active()) <= running, "copies in host memory are bounded"

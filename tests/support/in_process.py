@@ -15,6 +15,7 @@ from epd_runtime.engine.image_source import LocalImages
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import place_model
 from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.waker import Waker
@@ -75,9 +76,12 @@ class Serving:
         self._runner = runner
         self._images = images
 
-    def generate(self, prompts: Sequence[Prompt], lengths: Sequence[int], temperature: float = 0.0) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Prompt], lengths: Sequence[int], temperature: float = 0.0, overlaps: bool = False
+    ) -> list[list[int]]:
         """Tokens of all prompts at once; greedy, or sampled with the prompt's number as the seed."""
         scheduler = self.scheduler
+        steps = StepPipeline(scheduler, self._runner.launch, overlaps)
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             sampling = SamplingParams(length, temperature, seed=index, ignore_eos=True)
             message = GenerateRequest(
@@ -87,9 +91,7 @@ class Serving:
         tokens: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
         while scheduler.requests:
             self._encode()
-            work = scheduler.schedule()
-            if work:
-                scheduler.commit(work, self._runner.run(work))
+            steps.step()
             for output in scheduler.outbox:
                 assert not isinstance(output, RequestFailed), output
                 tokens[output.rid].extend(output.token_ids)

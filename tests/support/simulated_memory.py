@@ -42,13 +42,27 @@ def next_token(kv: int) -> int:
     return 4 + kv % (VOCAB - 4)
 
 
-def answer(ids: Sequence[int], images: Sequence[ImageInput], length: int) -> list[int]:
+def answer(
+    ids: Sequence[int], images: Sequence[ImageInput], length: int, ends: frozenset[int] = frozenset()
+) -> list[int]:
     """What a request must get, whatever shares the engine with it."""
     last, tokens = chain(contents(ids, images))[-1], []
     for _ in range(length):
         tokens.append(next_token(last))
+        if tokens[-1] in ends:
+            break
         last = hash((last, tokens[-1]))
     return tokens
+
+
+class SimulatedStep:
+    """A step whose tokens are known."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def tokens(self) -> list[int]:
+        return self._tokens
 
 
 class SimulatedMemory:
@@ -57,6 +71,7 @@ class SimulatedMemory:
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
         self.pages: dict[int, list[int]] = {}
+        self._sampled: dict[Request, int] = {}  # by the last step
 
     def write(self, pages: Sequence[int], first: int, values: Sequence[int]) -> None:
         """KV of tokens first, first + 1, … into a request's pages."""
@@ -82,11 +97,12 @@ class SimulatedMemory:
     def run(self, work: Sequence[Work]) -> list[int]:
         """A step: every work's next token if it samples."""
         self._check_writers(work)
-        tokens = []
+        tokens, before, self._sampled = [], self._sampled, {}
         for item in work:
             request, first = item.request, item.request.num_computed
             last = first + item.num_tokens
-            known = chain([*self.meaning(request), *request.output_ids])[:last]
+            pending = [before[request]] if request.num_pending else []
+            known = chain([*self.meaning(request), *request.output_ids, *pending])[:last]
             assert self.read(request.pages, first) == known[:first], f"{request.rid} reads a wrong prefix"
             for image, embedding in zip(request.images, request.embeddings, strict=True):
                 needed = image.offset < last and image.offset + image.num_tokens > first
@@ -94,7 +110,12 @@ class SimulatedMemory:
             self.write(request.pages, first, known[first:])
             if item.samples:
                 tokens.append(next_token(known[-1]))
+                self._sampled[request] = tokens[-1]
         return tokens
+
+    def launch(self, work: Sequence[Work]) -> SimulatedStep:
+        """The same for a StepPipeline."""
+        return SimulatedStep(self.run(work))
 
     def _check_writers(self, work: Sequence[Work]) -> None:
         written: list[int] = []

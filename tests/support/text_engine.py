@@ -9,6 +9,7 @@ import torch
 
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.kvcache.allocator import PageAllocator
@@ -24,23 +25,32 @@ PAGE, PAGES, CONTEXT = 16, 100, 2048
 class TextEngine:
     """Scheduler and runner of one model, on CPU in float32."""
 
-    def __init__(self, folder: Path, chunk: int = 4096, eos: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        chunk: int = 4096,
+        eos: frozenset[int] = frozenset(),
+        num_pages: int = PAGES,
+        reserve: int = 64,
+        overlaps: bool = False,
+    ) -> None:
         config = load_model_config(folder)
         model = load_language_model(config, folder, torch.device("cpu"), torch.float32, CONTEXT, None)
         size = page_bytes(config, torch.float32, PAGE)
         pool = KVPool(
-            KVLayout("test", "float32", PAGE, size, PAGES),
+            KVLayout("test", "float32", PAGE, size, num_pages),
             config,
             torch.float32,
-            torch.zeros(PAGES * size, dtype=torch.uint8),
+            torch.zeros(num_pages * size, dtype=torch.uint8),
         )
-        self.scheduler = Scheduler(Limits(CONTEXT, PAGE, 8, chunk, eos, config.text.vocab_size), PageAllocator(PAGES))
-        self._runner = ModelRunner(model, pool, torch.device("cpu"), eos_token_ids=eos)
+        limits = Limits(CONTEXT, PAGE, 8, chunk, eos, config.text.vocab_size, reserve=reserve)
+        self.scheduler = Scheduler(limits, PageAllocator(num_pages))
+        runner = ModelRunner(model, pool, torch.device("cpu"), eos_token_ids=eos)
+        self._steps = StepPipeline(self.scheduler, runner.launch, overlaps)
 
     def step(self) -> list[TokenOutput | RequestFailed]:
         """Compute one step and take what it reports."""
-        work = self.scheduler.schedule()
-        self.scheduler.commit(work, self._runner.run(work) if work else [])
+        self._steps.step()
         outputs, self.scheduler.outbox = self.scheduler.outbox, []
         return outputs
 

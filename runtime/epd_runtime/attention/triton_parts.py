@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.kernels.triton_ops.decode import decode_attention, num_splits
 from epd_runtime.kernels.triton_ops.prefill import plan_tiles, prefill_attention, tokens_per_tile
@@ -28,7 +29,7 @@ class TritonPrefill:
     def prepare(self, batch: ForwardBatch) -> None:
         """Cut the chunks into tiles, once for all layers."""
         chunks = [(sequence.start, sequence.q_len, sequence.kv_len) for sequence in batch.prefills]
-        self._tiles = plan_tiles(chunks, self._page_size, self._tokens).to(self._device, non_blocking=True)
+        self._tiles = to_device(plan_tiles(chunks, self._page_size, self._tokens), self._device)
         self._pages = torch.cat([sequence.pages for sequence in batch.prefills])
 
     def attend(

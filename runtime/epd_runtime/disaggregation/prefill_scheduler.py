@@ -41,7 +41,7 @@ class PrefillScheduler(Scheduler):
     def _admitted(self, request: Request) -> None:
         super()._admitted(request)
         self._handoff.admit(request.room)
-        self._send_pages(request)
+        self._send_pages(request, request.num_computed)
 
     def abort(self, rid: str) -> None:
         """The client left: decode's half must end too."""
@@ -79,14 +79,17 @@ class PrefillScheduler(Scheduler):
     def _slots(self, request: Request) -> int:
         return request.prompt_length
 
-    def _chunk_done(self, request: Request) -> None:
-        super()._chunk_done(request)
-        self._send_pages(request)
+    def _continues(self, request: Request) -> bool:
+        return False  # decode does
 
-    def _send_pages(self, request: Request) -> None:
+    def _chunk_done(self, request: Request, num_computed: int) -> None:
+        super()._chunk_done(request, num_computed)
+        self._send_pages(request, num_computed)
+
+    def _send_pages(self, request: Request, num_computed: int) -> None:
         """Hand over the pages that are complete and were not sent yet."""
-        complete = request.num_computed == request.prompt_length
-        ready = len(request.pages) if complete else request.num_computed // self.limits.page_size
+        complete = num_computed == request.prompt_length
+        ready = len(request.pages) if complete else num_computed // self.limits.page_size
         first = self._pages_sent[request.rid]
         if ready > first:
             self._handoff.send(request.room, request.pages[first:ready], first)

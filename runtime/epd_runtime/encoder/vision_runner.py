@@ -7,8 +7,9 @@ Equal images in flight are computed once (single flight), images seen before com
 `step()`; `wake` is called, from a thread, when that is worth it.
 
 Failure cases: a file that cannot be decoded fails alone with 400. When the tower fails on a batch, its images are tried
-one by one, so that one too many for the memory fails alone, with 500. An image that nobody wants any more, because
-clients left, is dropped before it costs anything; its callbacks are not called.
+one by one, so that one too many for the memory fails alone, with 500; an error that the device does not recover from
+ends the engine. An image that nobody wants any more, because clients left, is dropped before it costs anything; its
+callbacks are not called.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import DeviceLostError, is_device_lost
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.messages import ImageInput, Span
@@ -154,6 +156,8 @@ class VisionRunner:
                 job.embedding = embedding
             return
         except Exception as error:
+            if is_device_lost(error):
+                raise DeviceLostError(f"the device failed and cannot be used any more: {error}") from error
             log.exception("the vision tower failed on a batch of %d images", len(jobs))
             if len(jobs) == 1:
                 jobs[0].fail(500, f"the vision tower failed: {error}")

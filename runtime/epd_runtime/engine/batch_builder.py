@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.attention.batch import ForwardBatch, Sequence
 from epd_runtime.engine.page_tables import PageTables
 from epd_runtime.engine.request import Request
@@ -71,7 +72,7 @@ class BatchBuilder:
         )
 
     def _tensor(self, array: Ints) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device, non_blocking=True)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)), self._device)
 
     def _fill_singles(self, flat: _Flat, works: Ints, requests: list[Request]) -> Tensor:
         """Values of one-token sequences; returns their pages."""
@@ -120,13 +121,15 @@ class BatchBuilder:
                     parts.append(embedding[begin - image.offset : end - image.offset])
         if not rows:
             return None, None
-        return self._tensor(np.concatenate(rows)), torch.cat([part.to(self._device) for part in parts])
+        return self._tensor(np.concatenate(rows)), torch.cat([to_device(part, self._device) for part in parts])
 
 
 def _token(request: Request) -> int:
-    """The next token that is fed to the model."""
+    """The next token that is fed to the model; 0 for one that only the device knows (FutureTokens)."""
     beyond = request.num_computed - request.prompt_length
-    return request.output_ids[beyond] if beyond >= 0 else request.input_ids[request.num_computed]
+    if beyond < 0:
+        return request.input_ids[request.num_computed]
+    return request.output_ids[beyond] if beyond < len(request.output_ids) else 0
 
 
 def _axes(request: Request, first: int, count: int) -> Ints:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.attention.batch import ForwardBatch
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class DecodeBuffers:
         self._shape = (4 + num_axes, max_batch)  # ids, pages and slots to write, lengths, positions
         self._num_fields = self._shape[0] * self._shape[1]
         length = self._num_fields + max_batch * max_pages
-        self._host = torch.zeros(length, dtype=torch.int64, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        self._host, self._other_host = (torch.zeros(length, dtype=torch.int64, pin_memory=pinned) for _ in range(2))
         self._device = self._host.to(device, copy=True)
         self._table = torch.full((max_batch, max_pages), scratch_page, dtype=torch.int64, device=device)
         self._rows = torch.arange(max_batch, device=device)
@@ -49,10 +51,11 @@ class DecodeBuffers:
     def load(self, batch: ForwardBatch, size: int) -> None:
         """Take a batch of decodes whose tensors are on the host, and pad it to `size` rows.
 
-        The host buffer is written again at the next load: the results of this step must have been read by then.
+        Host buffers take turns: the results of this step must have been read before the load after the next.
         """
         assert batch.decode_pages is not None
         assert batch.decode_lengths is not None
+        self._host, self._other_host = self._other_host, self._host
         count, width = batch.decode_pages.shape
         fields = self._host[: self._num_fields].view(self._shape)
         rows = (batch.input_ids, batch.write_pages, batch.write_slots, batch.decode_lengths)
@@ -103,15 +106,17 @@ class PaddedDecode:
         """Whether a step of so many decodes fits."""
         return bool(self._sizes) and count <= self._sizes[-1]
 
-    def run(self, batch: ForwardBatch) -> Tensor:
+    def run(self, batch: ForwardBatch, complete: Callable[[Tensor], None]) -> Tensor:
         """Logits [len(batch.logit_rows), vocab] float32 of decodes whose tensors are on the host.
 
-        They may lie in memory that the next step overwrites.
+        They may lie in memory that the next step overwrites. complete: puts into the step's tokens, int64 [rows] on the
+        device, those that the host does not know.
         """
         assert batch.decode_pages is not None
         count, width = batch.decode_pages.shape
         size = next(size for size in self._sizes if size >= count)
         self._buffers.load(batch, size)
+        complete(self._buffers.batch(size).input_ids)
         if size in self._graphs:
             assert self._logits is not None
             self._graphs[size].replay()
@@ -120,7 +125,7 @@ class PaddedDecode:
             logits = self._forward(self._buffers.batch(size, width))
         if len(batch.logit_rows) == count:
             return logits[:count]
-        return logits[batch.logit_rows.to(logits.device)]
+        return logits[to_device(batch.logit_rows, logits.device)]
 
     @torch.inference_mode()
     def capture(self) -> None:

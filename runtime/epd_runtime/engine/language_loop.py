@@ -1,8 +1,8 @@
 """The loop of an engine that generates: messages, images and handoff events in; one step; outputs out.
 
-    poll → messages → embeddings → handoff events → vision batch (own tower) → schedule → forward → commit → send
+    poll → messages → embeddings → handoff events → vision batch (own tower) → step (overlap.py) → send
 
-The loop sleeps only when nothing can be computed. A step that raises fails the requests in it and nothing else.
+The loop sleeps only when nothing can be computed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImag
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.grammar import GrammarCompiler
 from epd_runtime.engine.scheduler import Scheduler
@@ -83,6 +84,8 @@ class LanguageLoop:
         if placement.device.type == "cuda" and not server.disable_cuda_graph:
             largest = min(server.cuda_graph_max_bs or server.max_running_requests, server.max_running_requests)
             self._runner.pad_decode(graph_sizes(largest), placement.context_length)
+        overlaps = placement.device.type == "cuda" and not server.disable_overlap_schedule
+        self._steps = StepPipeline(self._scheduler, self._runner.launch, overlaps)
         self._images: ImageSource | None = None
         if tower is not None:
             self._images = LocalImages(tower, server, placement, self._waker)
@@ -162,7 +165,7 @@ class LanguageLoop:
         if self._handoff is not None:
             poller.register(self._handoff.fileno(), zmq.POLLIN)
         while True:
-            if not self._scheduler.has_work() and not self._has_inputs():
+            if not self._steps.is_busy and not self._scheduler.has_work() and not self._has_inputs():
                 poller.poll(IDLE_POLL_MS)
             self._waker.clear()
             for message in self._channel.receive():
@@ -174,7 +177,8 @@ class LanguageLoop:
                     self._image_done(request, error)
             for request, error in self._grammars.step():
                 self._grammar_done(request, error)
-            self._step()
+            self._steps.step()
+            self._fetch_images()
             self._flush()
 
     def _has_inputs(self) -> bool:
@@ -267,20 +271,6 @@ class LanguageLoop:
             self._scheduler.fail(request.rid, *error)
         else:
             self._scheduler.image_arrived(request)
-
-    def _step(self) -> None:
-        work = self._scheduler.schedule()
-        self._fetch_images()
-        if not work:
-            return
-        try:
-            tokens = self._runner.run(work)
-        except Exception as error:
-            log.exception("a step of %d requests failed", len(work))
-            for item in work:
-                self._scheduler.fail(item.request.rid, 500, f"the engine failed on this batch: {type(error).__name__}")
-            return
-        self._scheduler.commit(work, tokens)
 
     def _flush(self) -> None:
         """Send what the schedulers produced, and the gauges when they changed."""

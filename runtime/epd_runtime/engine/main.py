@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import zmq
 
+from epd_runtime.accelerator import DeviceLostError
 from epd_runtime.attention.registry import AttentionUnavailableError
 from epd_runtime.config import Role, ServerConfig
 from epd_runtime.encoder.encoder_loop import EncoderLoop
@@ -55,7 +56,11 @@ def main() -> int:
         context.destroy(linger=1000)
         return 1
     channel.send(loop.ready())
-    loop.run()
+    try:
+        loop.run()
+    except DeviceLostError as error:  # the API process ends with this one, and the pod starts anew
+        log.critical("%s; the engine ends so that it can be started anew", error)
+        return 1
     return 0
 
 

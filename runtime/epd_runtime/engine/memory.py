@@ -56,9 +56,9 @@ class RequestMemory:
         """Make room for the next token; False if there is no page for it."""
         return self.cache.grow(request.holding, self.pages_for(request.num_computed + 1))
 
-    def publish(self, request: Request) -> None:
+    def publish(self, request: Request, num_computed: int) -> None:
         """Let others begin with what the request has computed so far; it is kept only if it proves valid."""
-        self._share(request, request.num_computed)
+        self._share(request, num_computed)
 
     def share(self, request: Request) -> None:
         """Offer the request's full and valid pages to others, for good."""

@@ -1,8 +1,8 @@
 """Owns everything that lives on the device for the language model, and runs one step.
 
-On CUDA a step waits for the device once, when the sampler reads the tokens: inputs are copied without waiting, and
-nothing before the sampler looks at a value on the device. Experts that grouped products do not take are the exception:
-each layer reads how many tokens go to each.
+On CUDA launch() does not wait for the device, so that the host can prepare the next step: inputs are copied without
+waiting, and nothing looks at a value on the device. Exceptions, which only cost time: experts that grouped products do
+not take (each layer reads how many tokens go to each), attention by flashinfer, and what overlap.py says of sampling.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import HostCopy, to_device
 from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.attention.registry import open_attention
 from epd_runtime.engine.batch_builder import BatchBuilder
 from epd_runtime.engine.cuda_graphs import DecodeBuffers, PaddedDecode
+from epd_runtime.engine.future_tokens import FutureTokens
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.logprobs import prompt_rows, record_prompt
 from epd_runtime.engine.sampling.sampler import Sampler
@@ -49,6 +51,7 @@ class ModelRunner:
         self._device = device
         self._attention = open_attention(pool, model.config.num_heads, prefill_attention, decode_attention)
         self._sampler = Sampler(eos_token_ids)
+        self._futures = FutureTokens(device)
         self._builder = BatchBuilder(pool.layout.page_size, device, self._num_axes)
         self._host_builder = BatchBuilder(pool.layout.page_size, torch.device("cpu"), self._num_axes)
         self._padded: PaddedDecode | None = None
@@ -72,16 +75,24 @@ class ModelRunner:
         if self._device.type == "cuda":
             self._padded.capture()
 
-    @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[int]:
         """Compute a step; returns the next token of every work that samples, in order (NO_TOKEN: none valid)."""
+        return self.launch(work).tokens()
+
+    @torch.inference_mode()
+    def launch(self, work: Sequence[Work]) -> LaunchedStep:
+        """Begin a step. Pending tokens of its requests are those of the step launched before it."""
         wanted = [(start, item, tokens) for start, item, tokens in _prompt_logprobs(work) if tokens]
         logits = None if wanted else self._decode(work)
         if logits is None:
             batch = self._builder.build(work)
+            self._futures.fill(work, batch.input_ids)
             self._pool.clear(batch.begun_pages)
             logits = self._score_prompts(batch, wanted) if wanted else self._forward(batch)
-        return self._sampler.sample(logits, [item.request for item in work if item.samples])
+        requests = [item.request for item in work if item.samples]
+        tokens = self._sampler.choose(logits, requests)
+        self._futures.keep(tokens, requests)
+        return LaunchedStep(tokens)
 
     def _decode(self, work: Sequence[Work]) -> Tensor | None:
         """Logits of a step that runs padded; None if it cannot."""
@@ -91,8 +102,8 @@ class ModelRunner:
         if batch.image_rows is not None:  # a chunk of one token that is part of an image
             return None
         if len(batch.begun_pages):
-            self._pool.clear(batch.begun_pages.to(self._device, non_blocking=True))
-        return self._padded.run(batch)
+            self._pool.clear(to_device(batch.begun_pages, self._device))
+        return self._padded.run(batch, lambda input_ids: self._futures.fill(work, input_ids))
 
     def _forward(self, batch: ForwardBatch) -> Tensor:
         self._attention.prepare(batch)
@@ -114,6 +125,19 @@ class ModelRunner:
             row = start + first - 1 - request.num_computed
             rows = torch.arange(row, row + count, device=x.device)
             record_prompt(self._model.logits(x, residual, rows), request, first)
+
+
+class LaunchedStep:
+    """The tokens of a step under way."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        """tokens int64 [sampled sequences] on the device."""
+        self._copy = HostCopy(tokens)
+
+    def tokens(self) -> list[int]:
+        """Wait for the step."""
+        result: list[int] = self._copy.wait().tolist()
+        return result
 
 
 def _prompt_logprobs(work: Sequence[Work]) -> Iterator[tuple[int, Work, range]]:

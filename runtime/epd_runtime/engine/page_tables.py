@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.kvcache.prefix_cache import Holding
 
 Ints = npt.NDArray[np.int64]
@@ -41,7 +42,7 @@ class PageTables:
                 self._set_row(row, holding, count)
         table = self._table[: len(holdings), :widest]
         if self._tensor is None or self._tensor.shape != table.shape:
-            self._tensor = torch.from_numpy(table.copy()).to(self._device, non_blocking=True)
+            self._tensor = to_device(torch.from_numpy(table.copy()), self._device)
         return table, self._tensor
 
     def _set_row(self, row: int, holding: Holding, count: int) -> None:

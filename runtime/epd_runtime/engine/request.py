@@ -38,8 +38,9 @@ class Request:
 
         self.state = State.NEW
         self.output_ids: list[int] = []
+        self.num_pending = 0  # tokens behind those, sampled by a step whose result has not been read (overlap.py)
         self.sampled = SamplerState(self.num_prompt_logprobs)
-        self.num_computed = 0  # tokens whose KV is in pages
+        self.num_computed = 0  # tokens whose KV is in pages, or will be when the steps under way have run
         self.num_valid = 0  # those of them that led to a token with valid probabilities: fit for the prefix cache
         self.holding = Holding()
         self.page_keys: list[bytes] = []  # of its first pages (kvcache/page_keys.py), each made once
@@ -74,7 +75,12 @@ class Request:
     @property
     def total_length(self) -> int:
         """Tokens of prompt and answer so far."""
-        return self.prompt_length + len(self.output_ids)
+        return self.prompt_length + self.num_sampled
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens of the answer so far, those that only the device knows included."""
+        return len(self.output_ids) + self.num_pending
 
     @property
     def num_prompt_logprobs(self) -> int:

@@ -8,8 +8,9 @@ before everything that never ran.
 Why everybody finishes: `order` ranks requests for their whole life. The first of the running ones is retracted only
 when it runs alone, and alone it fits (else it was refused on arrival), so it finishes; then the next one is first.
 
-schedule() only decides and commit() only accounts: what a step computes is fixed between them. No torch and no I/O
-here: what happened is in `outbox`, and whose images are wanted in `images_wanted`, for the engine's loop.
+schedule() only decides; advance() accounts for a step that has begun, settle() for its result. Between the two the next
+step may be scheduled and begun (overlap.py). No torch and no I/O here: what happened is in `outbox`, and whose images
+are wanted in `images_wanted`, for the engine's loop.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class Work:
 
     request: Request
     num_tokens: int
+    end: int  # num_computed after the step
+    samples: bool  # the step reaches the request's last token, so that the next one is sampled
 
-    @property
-    def samples(self) -> bool:
-        """Whether the step reaches the request's last known token, so that the next one is sampled."""
-        return self.request.num_computed + self.num_tokens == self.request.total_length
+    @classmethod
+    def of(cls, request: Request, num_tokens: int) -> Work:
+        """The next num_tokens tokens of a request as it is now."""
+        end = request.num_computed + num_tokens
+        return cls(request, num_tokens, end, end == request.total_length)
 
 
 @dataclasses.dataclass
@@ -126,33 +130,53 @@ class Scheduler:
         """The work of the next step; empty when there is none."""
         self._grow()
         self._admit()
-        decodes = [Work(request, 1) for request in self.running if request.state is State.DECODE]
-        prompts = [request for request in self.running if request.state is State.PREFILL]
+        decodes = [Work.of(request, 1) for request in self.running if self._continues(request)]
+        prompts = [one for one in self.running if one.state is State.PREFILL and not one.num_pending]
         if not prompts:
             return decodes
         budget = max(self.limits.chunked_prefill_size - len(decodes), 1)
         shares = share_budget(budget, [request.total_length - request.num_computed for request in prompts])
-        return decodes + [Work(request, share) for request, share in zip(prompts, shares, strict=True) if share]
+        return decodes + [Work.of(request, share) for request, share in zip(prompts, shares, strict=True) if share]
+
+    def can_run_ahead(self) -> bool:
+        """Whether schedule() can run before the last step is settled: it will retract nobody with a token under way."""
+        return len(self._full()) <= self.memory.cache.num_available
 
     def commit(self, work: Sequence[Work], tokens: Sequence[int]) -> None:
-        """Account for a finished step; tokens are those of the works that sample, in order (NO_TOKEN: none valid)."""
+        """Account for a step that began and finished; tokens as settle() takes them."""
+        self.advance(work)
+        self.settle(work, tokens)
+
+    def advance(self, work: Sequence[Work]) -> None:
+        """Account for a step that has begun."""
+        for item in work:
+            item.request.num_computed = item.end
+            item.request.num_pending += item.samples
+
+    def settle(self, work: Sequence[Work], tokens: Sequence[int]) -> None:
+        """Account for a finished step; tokens are those of the works that sample, in order (NO_TOKEN: none valid).
+
+        Requests that ended since the step began, by themselves or by others, take nothing from it.
+        """
         sampled = iter(tokens)
         for item in work:
-            request, samples = item.request, item.samples
-            request.num_computed += item.num_tokens
+            request, token = item.request, next(sampled) if item.samples else NO_TOKEN
+            if request.state is State.FINISHED:
+                continue
             if request.state is State.PREFILL:
-                self._chunk_done(request)
-            if samples:
-                self._take_token(request, next(sampled))
+                self._chunk_done(request, item.end)
+            if item.samples:
+                request.num_pending -= 1
+                self._take_token(request, token, item.end)
 
-    def _take_token(self, request: Request, token: int) -> None:
+    def _take_token(self, request: Request, token: int, num_computed: int) -> None:
         if token == NO_TOKEN:
             self.memory.discredit(request)
             self.fail(
                 request.rid, 500, "the model computed no valid probabilities for the next token (NaN or infinity)"
             )
             return
-        request.num_valid = request.num_computed
+        request.num_valid = num_computed
         request.append_token(token, self.limits.eos_token_ids)
         self._token_sampled(request)
 
@@ -166,11 +190,15 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Make room for every next token of an answer; where there is none, those that go last give up theirs."""
+        for request in self._full():
+            while self._continues(request) and not self.memory.grow(request):
+                self._retract(max(self.running, key=lambda one: one.order))
+
+    def _full(self) -> list[Request]:
+        """Requests whose next token of an answer needs another page."""
         page_size = self.limits.page_size
         full = [one for one in self.running if one.num_computed == len(one.holding.pages) * page_size]
-        for request in full:
-            while request.state is State.DECODE and not self.memory.grow(request):
-                self._retract(max(self.running, key=lambda one: one.order))
+        return [one for one in full if self._continues(one)]
 
     def _retract(self, request: Request) -> None:
         request.end_stage("decode" if request.state is State.DECODE else "prefill")
@@ -219,10 +247,15 @@ class Scheduler:
         request.advance(State.PREFILL)
         self.running.append(request)
 
-    def _chunk_done(self, request: Request) -> None:
-        """A chunk of a prompt is in the pages."""
-        if request.num_computed < request.total_length:
-            self.memory.publish(request)
+    def _continues(self, request: Request) -> bool:
+        """Whether the next step computes the request's last token, be its value known or not."""
+        is_generating = request.state is State.DECODE or request.num_pending > 0
+        return is_generating and request.num_sampled < request.max_new_tokens
+
+    def _chunk_done(self, request: Request, num_computed: int) -> None:
+        """The KV of so many tokens of a prompt is in the pages."""
+        if num_computed < request.prompt_length + len(request.output_ids):
+            self.memory.publish(request, num_computed)
 
     def _token_sampled(self, request: Request) -> None:
         """Report a new token; free the request if it was the last."""

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
+
 MAX_BLOCK = 128
 
 
@@ -26,7 +28,7 @@ def uniform(seed: int, index: int) -> float:
 def uniforms(seeds: Sequence[int], indices: Sequence[int], device: torch.device) -> Tensor:
     """float64 [rows]: one number per row."""
     draws = [uniform(seed, index) for seed, index in zip(seeds, indices, strict=True)]
-    return torch.tensor(draws, dtype=torch.float64, device=device)
+    return to_device(torch.tensor(draws, dtype=torch.float64), device)
 
 
 def largest(logits: Tensor) -> tuple[Tensor, Tensor]:

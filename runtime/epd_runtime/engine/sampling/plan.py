@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.cuts import CANDIDATES, MAX_TOP_K
 from epd_runtime.engine.sampling.processors import has_penalty
@@ -91,10 +92,10 @@ def _random_rows(rows: list[int], requests: Sequence[Request], vocab: int, devic
         num_candidates = max(min(one.top_k, MAX_TOP_K) for one in asked) + 1
 
     def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=device)[:, None]
+        return to_device(torch.tensor(values), device)[:, None]
 
     return RandomRows(
-        rows=None if len(rows) == len(requests) else torch.tensor(rows, device=device),
+        rows=None if len(rows) == len(requests) else to_device(torch.tensor(rows), device),
         requests=chosen,
         temperature=column([max(one.temperature, MIN_TEMPERATURE) for one in asked]),
         floor=column([one.min_p for one in asked]).log() if any(one.min_p for one in asked) else None,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from epd_runtime.accelerator import to_device
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.state import TokenCounts
 from epd_runtime.messages import SamplingParams
@@ -32,8 +33,8 @@ def add_bias(logits: Tensor, rows: Sequence[int], requests: Sequence[Request]) -
         for token, bias in request.sampling.logit_bias
     ]
     where, values = zip(*pairs, strict=True)
-    flat = torch.tensor(where, device=logits.device)
-    logits.view(-1).index_add_(0, flat, torch.tensor(values, dtype=logits.dtype, device=logits.device))
+    flat = to_device(torch.tensor(where), logits.device)
+    logits.view(-1).index_add_(0, flat, to_device(torch.tensor(values, dtype=logits.dtype), logits.device))
 
 
 def penalise(logits: Tensor, rows: Sequence[int], requests: Sequence[Request]) -> None:
@@ -74,4 +75,4 @@ def forbid_end(logits: Tensor, rows: Sequence[int], requests: Sequence[Request],
         for token in eos.union(request.sampling.stop_token_ids)
         if token < vocab
     ]
-    logits.view(-1)[torch.tensor(flat, dtype=torch.int64, device=logits.device)] = -torch.inf
+    logits.view(-1)[to_device(torch.tensor(flat, dtype=torch.int64), logits.device)] = -torch.inf

@@ -30,12 +30,17 @@ class Sampler:
         self._plan: BatchPlan | None = None
 
     def sample(self, logits: Tensor, requests: Sequence[Request]) -> list[int]:
-        """Next tokens for logits float32 [rows, vocab], contiguous, which are changed.
+        """The tokens that choose() chooses, on the host."""
+        result: list[int] = self.choose(logits, requests).tolist()
+        return result
+
+    def choose(self, logits: Tensor, requests: Sequence[Request]) -> Tensor:
+        """Next tokens int64 [rows] for logits float32 [rows, vocab], contiguous, which are changed.
 
         NO_TOKEN for a row with NaN or infinity as its largest logit: a broken request must not end others of its batch.
         """
         if not requests:
-            return []
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
         plan = self._plan_for(requests, logits)
         raw = plan.keep_raw(logits)
         top, tokens = largest(logits)
@@ -49,10 +54,11 @@ class Sampler:
                 tokens = drawn
             else:
                 tokens[rows.rows] = drawn
-        result: list[int] = tokens.masked_fill(~valid, NO_TOKEN).tolist()
+        tokens = tokens.masked_fill(~valid, NO_TOKEN)
         if plan.with_logprobs:
-            record_sampled(raw, [result[row] for row in plan.with_logprobs], plan.pick(plan.with_logprobs))
-        return result
+            known = tokens.tolist()
+            record_sampled(raw, [known[row] for row in plan.with_logprobs], plan.pick(plan.with_logprobs))
+        return tokens
 
     def _plan_for(self, requests: Sequence[Request], logits: Tensor) -> BatchPlan:
         if self._plan is None or self._plan.requests != tuple(requests):
@@ -65,7 +71,7 @@ class Sampler:
             add_bias(logits, plan.biased, plan.pick(plan.biased))
         if plan.penalised:
             penalise(logits, plan.penalised, plan.pick(plan.penalised))
-        held = [r for r in plan.held if len(plan.requests[r].output_ids) < plan.requests[r].sampling.min_new_tokens]
+        held = [r for r in plan.held if plan.requests[r].num_sampled < plan.requests[r].sampling.min_new_tokens]
         if held:
             forbid_end(logits, held, plan.pick(held), self._eos)
         if plan.with_grammar:
@@ -80,7 +86,7 @@ def _draw(logits: Tensor, top: Tensor, rows: RandomRows) -> Tensor:
     top = top[:, None]
     draws = uniforms(
         [request.sampling.seed for request in rows.requests],
-        [len(request.output_ids) for request in rows.requests],
+        [request.num_sampled for request in rows.requests],
         logits.device,
     )
     if not rows.num_candidates:
