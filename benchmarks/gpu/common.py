@@ -129,7 +129,8 @@ class Engine:
 
     def _looked_up(self) -> int:
         """Parameters that a step looks up and does not multiply by."""
-        return 0 if self.model.lm_head is None else self.model.embed_tokens.weight.numel()
+        table = self.model.embed_tokens.weight
+        return 0 if getattr(self.model.lm_head, "weight", None) is table else table.numel()
 
     def add(self, name: str, prompt: list[int], new_tokens: int) -> None:
         """Queue a request that never stops early."""

@@ -111,7 +111,11 @@ def test_the_parts_of_two_ranks_make_the_whole(tmp_path: Path, experts: str, kv_
 
 def check_attention(whole: DecoderLayer, parts: list[DecoderLayer], x: Tensor) -> None:
     def split(layer: DecoderLayer) -> list[Tensor]:
-        return list(layer.self_attn.qkv_proj(x).split(layer.self_attn.sizes, dim=1))
+        return list(
+            layer.self_attn.qkv_proj(x).split(
+                [heads * layer.self_attn.head_dim for heads in layer.self_attn.heads], dim=1
+            )
+        )
 
     (q, k, v), first, second = split(whole), split(parts[0]), split(parts[1])
     torch.testing.assert_close(torch.cat((first[0], second[0]), dim=1), q)

@@ -36,24 +36,37 @@ class ReferenceDecode:
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
-        self._mask: Tensor | None = None  # bool [decodes, 1, 1, max_pages * page_size]: tokens that exist
+        self._are_all_rows = False  # the batch has nothing but these decodes, in order: no rows to pick
+        self._mask: Tensor | None = None  # [decodes, 1, 1, max_pages * page_size]: 0 for tokens that exist, else -inf
 
     def prepare(self, batch: ForwardBatch) -> None:
-        """The mask is the same for all layers."""
+        """The mask is the same for all layers, and added: SDPA would make a boolean one into that in each of them."""
         assert batch.decode_pages is not None
+        assert batch.decode_rows is not None
         assert batch.decode_lengths is not None
+        everything = torch.arange(batch.input_ids.shape[0], device=batch.decode_rows.device)
+        self._are_all_rows = torch.equal(batch.decode_rows, everything)
         slots = torch.arange(batch.decode_pages.shape[1] * self._page_size, device=batch.decode_pages.device)
-        self._mask = (slots < batch.decode_lengths[:, None])[:, None, None]
+        missing = slots >= batch.decode_lengths[:, None]
+        self._mask = torch.zeros(missing.shape, device=slots.device).masked_fill_(missing, -torch.inf)[:, None, None]
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor
     ) -> None:
         """See AttentionPart.attend. Reads and masks slots that are not written yet: they must hold finite numbers."""
-        dense_k, dense_v = (pool[batch.decode_pages].flatten(1, 2).transpose(1, 2) for pool in (keys, values))
+        assert batch.decode_pages is not None
+        dense_k, dense_v = (_gather(pool, batch.decode_pages) for pool in (keys, values))
+        rows = slice(None) if self._are_all_rows else batch.decode_rows
         attended = scaled_dot_product_attention(
-            q[batch.decode_rows].unsqueeze(2), dense_k, dense_v, attn_mask=self._mask, enable_gqa=True
+            q[rows].unsqueeze(2), dense_k, dense_v, attn_mask=self._mask, enable_gqa=True
         )  # [sequences, heads, 1, head_dim]
-        out[batch.decode_rows] = attended.squeeze(2)
+        out[rows] = attended.squeeze(2)
+
+
+def _gather(pool: Tensor, pages: Tensor) -> Tensor:
+    """[decodes, kv_heads, slots, head_dim] of pages int64 [decodes, max_pages]; whole pages are copied as rows."""
+    rows = pool.flatten(1).index_select(0, pages.flatten())
+    return rows.view(pages.shape[0], -1, *pool.shape[2:]).transpose(1, 2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,7 +12,11 @@ PACKED_TILE_ROWS = 64  # query rows of a tile of packed attention; a window of Q
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See ops.rms_norm."""
     wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    norm: Tensor = torch.linalg.vector_norm(
+        wide, dim=-1, keepdim=True
+    )  # one pass, where squares and their mean are two
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype) * weight
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -28,9 +32,13 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x.to(cos.dtype)
-    half = x.shape[-1] // 2
-    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
-    return (wide * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+    first, second = wide.chunk(2, dim=-1)
+    first_sin, second_sin = sin.unsqueeze(-2).chunk(2, dim=-1)
+    out = wide * cos.unsqueeze(-2)
+    turned_first, turned_second = out.chunk(2, dim=-1)
+    turned_first.addcmul_(second, first_sin, value=-1)
+    turned_second.addcmul_(first, second_sin)
+    return out.to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class KVPool:
         self._tensor = storage.view(dtype).view(
             -1, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
         )
+        self._layers = [(self._tensor[:, index, 0], self._tensor[:, index, 1]) for index in range(text.num_layers)]
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +47,7 @@ class KVPool:
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each a view [pages, page_size, kv_heads, head_dim]."""
-        return self._tensor[:, index, 0], self._tensor[:, index, 1]
+        return self._layers[index]
 
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype, page_size: int) -> int:

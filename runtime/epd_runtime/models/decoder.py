@@ -24,16 +24,16 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.sizes = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
-        self.o_proj = nn.Linear(self.sizes[0], config.hidden_size, bias=config.o_bias)
+        self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]  # of q, k, v
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * self.head_dim, config.hidden_size, bias=config.o_bias)
         self.q_norm, self.k_norm = (
             RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
         )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
         """x [tokens, hidden] -> [tokens, hidden]; stores this layer's K and V."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.sizes, dim=-1))
+        q, k, v = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim).split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = ops.rotate(q, k, cos, sin)
@@ -80,6 +80,13 @@ class LanguageModel(nn.Module):
         )
         self.rope: RotaryTable | None = None  # set once the device is known
 
+    def tie_head(self) -> None:
+        """Once weights are loaded: a head that the checkpoint leaves out is the embedding's matrix."""
+        if self.lm_head is None:
+            size, width = self.embed_tokens.weight.shape
+            self.lm_head = nn.Linear(width, size, bias=False, device="meta")
+            self.lm_head.weight = self.embed_tokens.weight
+
     def forward(self, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
         """Logits [len(batch.logit_rows), vocab] float32."""
         return self.logits(*self.hidden(batch, backend), batch.logit_rows)
@@ -103,5 +110,6 @@ class LanguageModel(nn.Module):
     def logits(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
         """Logits [len(rows), vocab] float32 of some rows of hidden()'s tensors."""
         x, _ = self.norm.add(x[rows], residual[rows])
-        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return torch.nn.functional.linear(x, head).float()
+        assert self.lm_head is not None
+        head: Tensor = self.lm_head(x)
+        return head.float()

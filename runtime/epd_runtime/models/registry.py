@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from epd_runtime.kernels.packed_linear import pack_linears
 from epd_runtime.model_config import ModelConfig, VisionConfig
 from epd_runtime.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from epd_runtime.models.decoder import LanguageModel
@@ -42,6 +43,8 @@ def load_language_model(
     """The language model, or one rank's part of it, with its weights; dummy_seed draws them instead of reading."""
     model = _allocate(lambda: LanguageModel(shard.part_of(config.text)), device, dtype)
     _fill(model, folder, LanguageNames(config.text, shard), dummy_seed)
+    model.tie_head()
+    pack_linears(model)
     model.rope = RotaryTable(config.text, num_positions, device)
     return model
 
@@ -56,6 +59,7 @@ def load_vision_tower(
     build, renamed = VISION_TOWERS[config.model_type]
     tower = _allocate(lambda: build(vision), device, dtype)
     _fill(tower, folder, vision_names(renamed, vision.intermediate_size), dummy_seed)
+    pack_linears(tower)
     return tower
 
 
