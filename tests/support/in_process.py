@@ -36,15 +36,14 @@ LIMITS = ImageLimits(max_images=16, max_file_bytes=1 << 24, max_pixels=1 << 24)
 
 
 class InProcessEngine:
-    """One model. Every call of generate() starts from an empty cache of `num_pages` pages."""
+    """One model. Every call of generate() or serve() starts from an empty cache."""
 
-    def __init__(self, folder: Path, num_pages: int = 400, dtype: str = "float32") -> None:
+    def __init__(self, folder: Path, dtype: str = "float32") -> None:
         self._server = ServerConfig(model_path=str(folder), device="cpu", dtype=dtype)
         self._placement = place_model(self._server)
         place = (folder, self._placement.device, self._placement.dtype)
         self._model = load_language_model(self._placement.config, *place, CONTEXT, None)
         self._tower = load_vision_tower(self._placement.config, *place, None)
-        self._num_pages = num_pages
         self._builder = PromptBuilder(load_model_folder(str(folder)), MediaFetcher(LIMITS, 1.0, ()), LIMITS, CONTEXT)
 
     def chat(self, messages: list[dict[str, Any]]) -> Prompt:
@@ -55,17 +54,17 @@ class InProcessEngine:
         """Greedy tokens of all prompts in one batch, prompts computed `chunk` tokens at a time."""
         return self.serve(Limits(CONTEXT, PAGE, 8, chunk, frozenset(), 10**6)).generate(prompts, lengths)
 
-    def serve(self, limits: Limits) -> Serving:
-        """Start with an empty pool; what it computes is cached until it is gone."""
+    def serve(self, limits: Limits, num_pages: int = 400) -> Serving:
+        """Start with an empty pool of so many pages; what it computes is cached until it is gone."""
         config, dtype = self._placement.config, self._placement.dtype
         size = page_bytes(config, dtype, limits.page_size)
-        garbage = torch.full((self._num_pages * size // dtype.itemsize,), float("nan"), dtype=dtype)
-        layout = KVLayout("test", str(dtype), limits.page_size, size, self._num_pages)
+        garbage = torch.full((num_pages * size // dtype.itemsize,), float("nan"), dtype=dtype)
+        layout = KVLayout("test", str(dtype), limits.page_size, size, num_pages)
         runner = ModelRunner(self._model, KVPool(layout, config, dtype, garbage.view(torch.uint8)), torch.device("cpu"))
         images = None
         if self._tower is not None:
             images = LocalImages(self._tower, self._server, self._placement, Waker())
-        return Serving(Scheduler(limits, PageAllocator(self._num_pages)), runner, images)
+        return Serving(Scheduler(limits, PageAllocator(num_pages)), runner, images)
 
 
 class Serving:
