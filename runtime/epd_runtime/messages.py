@@ -7,7 +7,7 @@ one dies the other ends too (the engine reads EOF on its standard input, the API
         GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom | FlushCache
     API process ◀────────────────────────────────────────────── engine process
         EngineReady | EngineFailed   (exactly one of them first)
-        StepOutputs | RequestFailed | EncodeDone | CacheFlushed
+        StepOutputs | RequestFailed | EncodeDone | CacheFlushed | ImagesWanted
 
 Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both;
 after an AbortRequest nothing more need come. All times are seconds of time.time().
@@ -90,6 +90,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag=True):
     position_delta: int = 0  # position of token i beyond the prompt is i + position_delta
     bootstrap: Bootstrap | None = None
     priority: int = 0  # with --schedule-policy priority: higher first
+    images_coming: tuple[int, ...] = ()  # images that encoders were asked for already; for others comes ImagesWanted
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, tag=True):
@@ -222,7 +223,16 @@ class CacheFlushed(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-FromEngine: TypeAlias = EngineReady | EngineFailed | StepOutputs | RequestFailed | EncodeDone | CacheFlushed
+class ImagesWanted(msgspec.Struct, frozen=True, tag=True):
+    """A request cannot go on without the embeddings of these images, which no encoder was asked for yet."""
+
+    rid: str
+    images: list[int]  # indices into the request's images
+
+
+FromEngine: TypeAlias = (
+    EngineReady | EngineFailed | StepOutputs | RequestFailed | EncodeDone | CacheFlushed | ImagesWanted
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

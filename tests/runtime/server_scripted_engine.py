@@ -34,6 +34,7 @@ from epd_runtime.messages import (
     FailRequest,
     FlushCache,
     GenerateRequest,
+    ImagesWanted,
     RequestFailed,
     Span,
     StepOutputs,
@@ -80,6 +81,9 @@ class Engine:
                 self.send(RequestFailed(message.rid, 400, "refused by the script"))
             case GenerateRequest():
                 self.running[message.rid] = (message, 0, 0.0)
+                missing = [i for i, one in enumerate(message.images) if not one.data and i not in message.images_coming]
+                if missing:
+                    self.send(ImagesWanted(message.rid, missing))
             case AbortRequest():
                 self.running.pop(message.rid, None)
             case FailRequest():

@@ -163,6 +163,17 @@ def check_chats(deployment: Deployment, questions: list[tuple[str, list[bytes]]]
     assert cached[1] > 0, "the second time its prefix, images included, is in the cache"
     assert all(answer["usage"]["completion_tokens"] == NEW_TOKENS for answer in together)
     gauges_at_rest(deployment)
+    encoders = [server for name, server in deployment.servers.items() if name.startswith("encoder")]
+    if encoders:
+        num_images = sum(len(images) for _, images in questions)
+        assert sum(map(num_encoded, encoders)) == num_images, "the image that prefill had was not asked for again"
+
+
+def num_encoded(encoder: Server) -> int:
+    """Images that an encoder was asked for."""
+    with urllib.request.urlopen(f"{encoder.url}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("sglang:encoder_requests_total{"))
 
 
 @pytest.mark.parametrize("mode", ["colocated", "P+D"])

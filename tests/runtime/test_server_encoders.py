@@ -164,11 +164,12 @@ async def encoders(*handlers: Handler) -> AsyncIterator[tuple[EncoderClient, Wor
 
 
 IMAGES = [image(f"image {i}", 2 * i + 2, 4) for i in range(6)]
+ALL = range(6)
 
 
 async def test_every_part_is_delivered_once() -> None:
     async with encoders(works, works) as (client, _, stubs):
-        await client.encode("request", IMAGES)
+        await client.encode("request", IMAGES, ALL)
         bodies = [body for stub in stubs for body in stub.bodies]
         assert sorted(body["part_idx"] for body in bodies) == list(range(6))
         assert all(stub.bodies for stub in stubs)
@@ -183,7 +184,7 @@ async def test_every_part_is_delivered_once() -> None:
 @pytest.mark.parametrize("broken", [resets, answers(500), answers(503), answers(504), answers(404)])
 async def test_a_failing_encoder_is_replaced(broken: Handler) -> None:
     async with encoders(broken, works) as (client, _, stubs):
-        await client.encode("request", IMAGES)
+        await client.encode("request", IMAGES, ALL)
         assert sorted(body["part_idx"] for body in stubs[1].bodies) == list(range(6))
         assert len(stubs[0].bodies) == len({body["part_idx"] for body in stubs[0].bodies})  # none was retried there
 
@@ -192,14 +193,14 @@ async def test_an_unreachable_encoder_is_replaced_at_once() -> None:
     async with encoders(works) as (client, workers, _):
         workers.urls += (f"http://127.0.0.1:{free_port()}",)
         started = time.monotonic()
-        await client.encode("request", IMAGES)
+        await client.encode("request", IMAGES, ALL)
         assert time.monotonic() - started < 1
 
 
 async def test_a_refused_image_is_final() -> None:
     async with encoders(answers(400, "mm_items[0] is not a readable image"), answers(400)) as (client, _, stubs):
         with pytest.raises(RequestError, match="image 0: ") as caught:
-            await client.encode("request", IMAGES[:1])
+            await client.encode("request", IMAGES, [0])
         assert caught.value.status == 400
         assert sum(len(stub.bodies) for stub in stubs) == 1
 
@@ -207,11 +208,11 @@ async def test_a_refused_image_is_final() -> None:
 async def test_no_encoder_left() -> None:
     async with encoders(resets, answers(503)) as (client, workers, _):
         with pytest.raises(RequestError, match="no encoder is left") as caught:
-            await client.encode("request", IMAGES)
+            await client.encode("request", IMAGES, ALL)
         assert caught.value.status == 503
         workers.urls = ()
         with pytest.raises(RequestError, match="no encoder is left"):
-            await client.encode("request", IMAGES)
+            await client.encode("request", IMAGES, ALL)
         assert client.outstanding == {}
 
 
@@ -226,7 +227,7 @@ async def test_an_encoder_that_joins_late_is_used() -> None:
 
         failing = StubEncoder(join_then_fail)
         workers.urls = (await failing.start(),)
-        await client.encode("request", IMAGES[:1])
+        await client.encode("request", IMAGES, [0])
         assert len(stubs[0].bodies) == 1
         await failing.stop()
 
@@ -235,7 +236,7 @@ async def test_a_frozen_encoder_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(encoder_client, "PROBE_SECONDS", 0.1)
     async with encoders(hangs, works) as (client, _, stubs):
         stubs[0].health_answers = False
-        await client.encode("request", IMAGES)
+        await client.encode("request", IMAGES, ALL)
         assert sorted(body["part_idx"] for body in stubs[1].bodies) == list(range(6))
 
 
@@ -247,7 +248,7 @@ async def test_a_busy_encoder_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
         return web.Response()
 
     async with encoders(late, works) as (client, _, stubs):
-        await client.encode("request", IMAGES)
+        await client.encode("request", IMAGES, ALL)
         assert stubs[0].bodies
         assert len(stubs[0].bodies) + len(stubs[1].bodies) == 6
 
@@ -256,13 +257,13 @@ async def test_the_whole_request_has_a_deadline(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SGLANG_ENCODER_REQ_TIMEOUT", "0.2")
     async with encoders(hangs) as (client, _, _):
         with pytest.raises(RequestError) as caught:
-            await client.encode("request", IMAGES)
+            await client.encode("request", IMAGES, ALL)
         assert caught.value.status == 504
 
 
 async def test_cancelling_cancels_the_posts() -> None:
     async with encoders(hangs) as (client, _, stubs):
-        task = asyncio.create_task(client.encode("request", IMAGES))
+        task = asyncio.create_task(client.encode("request", IMAGES, ALL))
         await until(lambda: len(stubs[0].bodies) == 6)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -330,9 +331,16 @@ async def test_images_go_to_encoders_and_failures_come_back() -> None:
         task.cancel()
         await asyncio.to_thread(server.wait_told, "AbortRequest")
 
+        body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": picture_url(3)}})  # type: ignore[attr-defined]
+        task = asyncio.create_task(post(server, CHAT, body))
+        await asyncio.to_thread(encoder.wait_told, "EncodeRequest", 5)
+        assert server.told("GenerateRequest")[1]["images_coming"] == [2], "the engine may have the others: it asks"
+        task.cancel()
+        await asyncio.to_thread(server.wait_told, "AbortRequest", 2)
+
         status, _ = await post(server, CHAT, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2})
         assert status == 200
-        assert len(encoder.told("EncodeRequest")) == 2
+        assert len(encoder.told("EncodeRequest")) == 5
 
         os.kill(encoder.process.pid, signal.SIGKILL)
         started = time.monotonic()

@@ -67,7 +67,7 @@ class _Job:
 
     @property
     def key(self) -> str:
-        return _key(self.image)
+        return cache_key(self.image)
 
     @property
     def is_wanted(self) -> bool:
@@ -104,7 +104,7 @@ class VisionRunner:
 
     def submit(self, image: ImageInput, callback: Callback, is_wanted: IsWanted) -> None:
         """Encode an image while is_wanted(); the callback runs in a later step(), or now if the cache has it."""
-        key = _key(image)
+        key = cache_key(image)
         now = time.time()
         if (cached := self.cache.get(key)) is not None:
             callback(Encoded(cached, [Span("encode", now, now)]))
@@ -188,5 +188,6 @@ class VisionRunner:
         self._wake()
 
 
-def _key(image: ImageInput) -> str:
+def cache_key(image: ImageInput) -> str:
+    """What an image's embedding depends on."""
     return f"{image.content_hash}:{image.grid}"

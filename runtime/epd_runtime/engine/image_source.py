@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import torch
@@ -17,15 +18,17 @@ import zmq
 
 from epd_runtime.config import ServerConfig
 from epd_runtime.disaggregation.embeddings.receiver import PARK_SECONDS, EmbeddingReceiver, Parking, Part
-from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
+from epd_runtime.encoder.cache import EmbeddingCache
+from epd_runtime.encoder.vision_runner import Encoded, VisionRunner, cache_key
 from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
-from epd_runtime.messages import Span
+from epd_runtime.messages import ImagesWanted, Span
 from epd_runtime.models.vision import VisionTower
 
 CACHE_BYTES = 1 << 30
+RECEIVED_CACHE_BYTES = 1 << 28  # of embeddings from encoder servers, which have caches of their own
 TIMEOUT_VARIABLE = "SGLANG_ENCODER_RECV_TIMEOUT"
 CLEAN_SECONDS = 1.0  # between two looks for requests whose embeddings are overdue
 Done: TypeAlias = tuple[Request, tuple[int, str] | None]  # a request, and (status, message) if its image failed
@@ -120,19 +123,26 @@ class LocalImages:
 class RemoteImages:
     """Encoder servers: the API process asks them, they push to `port`.
 
+    An image that was never delivered here can be in no cache: the API process asks for it before the engine has even
+    seen the request (`GenerateRequest.images_coming`), so that encoders work while a step runs. For others it waits for
+    `ask`, which comes only when neither the prefix cache nor the cache of embeddings has them when the request arrives,
+    or any more when it is admitted or comes back from a retraction.
+
     Failures of encoders reach the engine as FailRequest. The deadline here is a last resort against a lost part.
     """
 
-    def __init__(self, host: str, width: int, waker: Waker) -> None:
-        """Listen on host for parts; raises StartError."""
+    def __init__(self, host: str, width: int, waker: Waker, ask: Callable[[ImagesWanted], None]) -> None:
+        """Listen on host for parts; ask() tells the API process what to ask encoders for. Raises StartError."""
         try:
             self._receiver = EmbeddingReceiver(host, waker.wake)
         except zmq.ZMQError as error:
             raise StartError(f"cannot listen on {host} for embeddings ({error}); check --host") from None
         self.port = self._receiver.port
         self._width = width
-        self._waiting: dict[str, Request] = {}
-        self._ended: dict[str, float] = {}  # rid -> time of its end: parts that come later are dropped
+        self._ask = ask
+        self._cache = EmbeddingCache(RECEIVED_CACHE_BYTES)
+        self._waiting: dict[str, tuple[Request, float]] = {}  # a request for which parts are to come, and since when
+        self._served: dict[str, float] = {}  # rid -> time since which it waits no more: parts that come are dropped
         self._parking = Parking()
         self._timeout = _receive_timeout()
         self._last_clean = 0.0
@@ -140,33 +150,50 @@ class RemoteImages:
 
     @property
     def num_pending(self) -> int:
-        return sum(request.embeddings.count(None) for request in self._waiting.values()) + len(self._parking)
+        return sum(request.num_coming for request, _ in self._waiting.values()) + len(self._parking)
 
     @property
     def cache_bytes(self) -> int:
-        return 0
+        return self._cache.nbytes
 
     def clear_cache(self) -> None:
-        """Encoder servers have caches of their own."""
+        self._cache.clear()
 
-    def fetch(self, request: Request) -> None:
-        """The API process has asked encoders for every image already: those awaited are on their way."""
+    def close(self) -> None:
+        """Stop listening."""
+        self._receiver.close()
 
     def expect(self, request: Request) -> None:
-        self._waiting[request.rid] = request
-        self._ended.pop(request.rid, None)
-        for part in self._parking.take(request.rid, len(request.images)):
-            self._attach(request, part)
+        if request.coming:
+            self._wait_for(request)
+            for part in self._parking.take(request.rid, len(request.images)):
+                self._attach(request, part)
+
+    def fetch(self, request: Request) -> None:
+        missing = []
+        for index in sorted(request.awaited - request.coming):
+            cached = request.embeddings[index] = self._cache.get(cache_key(request.images[index]))
+            if cached is None:
+                missing.append(index)
+        if missing:
+            request.coming.update(missing)
+            self._ask(ImagesWanted(request.rid, missing))
+            self._wait_for(request)
+        self._done.append((request, None))  # it may have all that it awaits
+
+    def _wait_for(self, request: Request) -> None:
+        self._waiting[request.rid] = (request, time.time())
+        self._served.pop(request.rid, None)
 
     def has_work(self) -> bool:
         return bool(self._done)
 
     def step(self) -> list[Done]:
         for part in self._receiver.take():
-            request = self._waiting.get(part.header.request_id)
+            request, _ = self._waiting.get(part.header.request_id, (None, 0.0))
             if request is not None:
                 self._attach(request, part)
-            elif part.header.request_id not in self._ended:
+            elif part.header.request_id not in self._served:
                 self._parking.put(part)
         self._clean(time.time())
         done, self._done = self._done, []
@@ -186,26 +213,29 @@ class RemoteImages:
             return
         dtype = getattr(torch, header.dtype)
         rows = torch.frombuffer(bytearray(part.payload), dtype=dtype).view(expected)
+        if not rows.isfinite().all():
+            self._done.append((request, (502, f"image {header.part_idx}: embedding has NaN or infinity in it")))
+            return
         request.embeddings[header.part_idx] = rows
+        self._cache.put(cache_key(request.images[header.part_idx]), rows)
         request.spans.extend([*header.spans, Span("transfer", header.sent_at, part.arrived)])
         self._done.append((request, None))
 
     def _clean(self, now: float) -> None:
-        """Forget complete and ended requests; fail those whose part is lost. Looks at all, so not in every step."""
+        """Forget requests that have all or ended; fail those whose part is lost. Looks at all, so not in every step."""
         if 0 <= now - self._last_clean < CLEAN_SECONDS:
             return
         self._last_clean = now
         self._parking.expire(now)
-        self._ended = {rid: ended for rid, ended in self._ended.items() if 0 <= now - ended < PARK_SECONDS}
-        for rid, request in list(self._waiting.items()):
-            if request.state is State.FINISHED:
-                del self._waiting[rid]
-                self._ended[rid] = now
-            elif request.has_all_images:
-                del self._waiting[rid]
-            elif request.state is State.AWAIT_IMAGES and now - request.arrived > self._timeout:
-                del self._waiting[rid]
+        self._served = {rid: since for rid, since in self._served.items() if 0 <= now - since < PARK_SECONDS}
+        for rid, (request, since) in list(self._waiting.items()):
+            overdue = request.state is State.AWAIT_IMAGES and now - since > self._timeout
+            if overdue and request.num_coming:
                 self._done.append((request, (504, f"no embedding arrived within {self._timeout:.0f} s")))
+            elif request.num_coming and request.state is not State.FINISHED:
+                continue
+            del self._waiting[rid]
+            self._served[rid] = now
 
 
 def _receive_timeout() -> float:

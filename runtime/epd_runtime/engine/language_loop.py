@@ -90,7 +90,9 @@ class LanguageLoop:
         if tower is not None:
             self._images = LocalImages(tower, server, placement, self._waker)
         elif server.language_only:
-            self._images = RemoteImages(server.bind_host, placement.config.embedding_width, self._waker)
+            self._images = RemoteImages(
+                server.bind_host, placement.config.embedding_width, self._waker, self._channel.send
+            )
         self._grammars = GrammarCompiler(
             placement.folder,
             placement.config.text.vocab_size,
@@ -215,10 +217,18 @@ class LanguageLoop:
     def _add(self, request: Request) -> None:
         if request.rid in self._scheduler.requests or self._grammars.holds(request.rid):
             self._channel.send(RequestFailed(request.rid, 400, f"request id {request.rid!r} is in use"))
+        elif request.images and self._images is None:
+            self._refuse(request, 400, "this server takes no images")
         elif request.sampling.grammar is not None:
+            self._expect_images(request)
             self._grammars.hold(request)
         else:
+            self._expect_images(request)
             self._submit(request)
+
+    def _expect_images(self, request: Request) -> None:
+        if request.images and self._images is not None:
+            self._images.expect(request)
 
     def _grammar_done(self, request: Request, error: tuple[int, str] | None) -> None:
         """A grammar was attached to a request, or cannot be."""
@@ -231,8 +241,8 @@ class LanguageLoop:
         """The client is gone."""
         if (held := self._grammars.drop(rid)) is None:
             self._scheduler.abort(rid)
-        elif held.bootstrap is not None:
-            self._refuse_room(FailRoom(held.bootstrap, 499, "the client closed the request"))
+        else:
+            self._forget(held, 499, "the client closed the request")
 
     def _fail(self, message: FailRequest) -> None:
         if (held := self._grammars.drop(message.rid)) is None:
@@ -243,16 +253,16 @@ class LanguageLoop:
     def _refuse(self, request: Request, status: int, message: str) -> None:
         """End a request that the scheduler does not know, on both legs."""
         self._channel.send(RequestFailed(request.rid, status, message))
+        self._forget(request, status, message)
+
+    def _forget(self, request: Request, status: int, message: str) -> None:
+        """The same for one whose client needs no answer."""
+        request.advance(State.FINISHED)
         if request.bootstrap is not None:
             self._refuse_room(FailRoom(request.bootstrap, status, message))
 
     def _submit(self, request: Request) -> None:
         self._scheduler.add(request)
-        if request.rid in self._scheduler.requests and request.images:
-            if self._images is None:
-                self._scheduler.fail(request.rid, 400, "this server takes no images")
-            else:
-                self._images.expect(request)
         self._fetch_images()
 
     def _fetch_images(self) -> None:
@@ -265,10 +275,10 @@ class LanguageLoop:
 
     def _image_done(self, request: Request, error: tuple[int, str] | None) -> None:
         """An embedding was attached to a request, or will never come."""
-        if self._scheduler.requests.get(request.rid) is not request:
+        if request.state is State.FINISHED:
             return
         if error is not None:
-            self._scheduler.fail(request.rid, *error)
+            self._fail(FailRequest(request.rid, *error))
         else:
             self._scheduler.image_arrived(request)
 

@@ -47,6 +47,7 @@ class Request:
         self.num_slots = 0  # most tokens whose KV it will hold, once the prompt's length is known
         self.cached_tokens = 0  # of the prompt, found in the prefix cache
         self.awaited: frozenset[int] = frozenset()  # images without which it cannot go on
+        self.coming = set(message.images_coming)  # images that encoders were asked for
         self.order = UNRANKED  # smaller goes first (policy.py)
         self.is_retracted = False  # waits for pages a second time; goes before those that never ran
         self.saved_kv: Any = None  # on a decode worker, while retracted
@@ -89,9 +90,9 @@ class Request:
         return max(self.prompt_length - start, 0) if start >= 0 else 0
 
     @property
-    def has_all_images(self) -> bool:
-        """Whether every image's embedding is here."""
-        return all(embedding is not None for embedding in self.embeddings)
+    def num_coming(self) -> int:
+        """Images that encoders were asked for whose embedding is not here."""
+        return sum(self.embeddings[index] is None for index in self.coming) if self.embeddings else 0
 
     @property
     def has_awaited_images(self) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -34,6 +34,7 @@ from epd_runtime.messages import (
     EngineStats,
     FlushCache,
     GenerateRequest,
+    ImagesWanted,
     RequestFailed,
     StepOutputs,
     TokenOutput,
@@ -50,8 +51,10 @@ logger = logging.getLogger(__name__)
 class Mailbox:
     """Outputs of the requests of one client call. Iterate until all are finished."""
 
-    def __init__(self, rids: Sequence[str]) -> None:
+    def __init__(self, rids: Sequence[str], give_images: Callable[[ImagesWanted], None] | None = None) -> None:
+        """give_images: called when the engine asks for images of a request."""
         self.open = set(rids)
+        self.give_images = give_images
         self._items: list[Output] = []
         self._error: RequestError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -106,11 +109,13 @@ class EngineClient:
         self._loop.call_soon(self._read)
 
     @contextmanager
-    def open(self, requests: Sequence[Task]) -> Iterator[Mailbox]:
+    def open(
+        self, requests: Sequence[Task], give_images: Callable[[ImagesWanted], None] | None = None
+    ) -> Iterator[Mailbox]:
         """Submit requests; on leaving, what is unfinished is aborted. Raises RequestError 503 if the engine died."""
         if self.dead is not None:
             raise self.dead
-        mailbox = Mailbox([request.rid for request in requests])
+        mailbox = Mailbox([request.rid for request in requests], give_images)
         self._mailboxes.update((request.rid, mailbox) for request in requests)
         try:
             for request in requests:
@@ -182,6 +187,10 @@ class EngineClient:
                 mailbox = self._mailboxes.get(message.rid)
                 if mailbox is not None:
                     mailbox.fail(RequestError(message.status, message.message), message.rid)
+            case ImagesWanted():
+                mailbox = self._mailboxes.get(message.rid)
+                if mailbox is not None and mailbox.give_images is not None and message.rid in mailbox.open:
+                    mailbox.give_images(message)
             case EngineReady() | EngineFailed():
                 if isinstance(message, EngineReady):
                     self.stats = message.stats

@@ -9,24 +9,18 @@ going away (GeneratorExit, cancellation) aborts what is unfinished in the engine
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-import msgspec
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from epd_runtime.config import Role
-from epd_runtime.disaggregation.embeddings.encoder_client import EncoderClient
 from epd_runtime.frontend.detokenizer import Detokenizer
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
 from epd_runtime.messages import (
     Bootstrap,
-    FailRequest,
     FailRoom,
     GenerateRequest,
     Span,
@@ -34,6 +28,7 @@ from epd_runtime.messages import (
     TokenOutput,
 )
 from epd_runtime.server.engine_client import Mailbox
+from epd_runtime.server.request_images import RequestImages
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan
 from epd_runtime.server.service import Service
 
@@ -148,14 +143,14 @@ class Generation:
             with self._service.admit(len(self.answers)), self._service.calls.named(self._job.names, self):
                 self.prompts = await self._build_prompts()
                 requests = self._requests()
-                with self._service.engine.open([_for_engine(r, self._service.encoders) for r in requests]) as mailbox:
+                images = RequestImages(self._service.encoders, self._service.engine, requests)
+                with images, self._service.engine.open(images.for_engine(), images.give) as mailbox:
                     in_engine = True
                     self._mailbox = mailbox
                     for index in self._aborted:
                         self.abort(index)
-                    with self._encoding(requests):
-                        while batch := await self._next(mailbox):
-                            yield batch
+                    while batch := await self._next(mailbox):
+                        yield batch
         except RequestError as error:
             refusal = error
             raise
@@ -206,26 +201,6 @@ class Generation:
         for room in self._job.rooms:
             if room is not None:
                 self._service.engine.send(FailRoom(room, error.status, error.message))
-
-    @contextmanager
-    def _encoding(self, requests: Sequence[GenerateRequest]) -> Iterator[None]:
-        """Has images encoded by encoder servers while the block runs."""
-        encoders = self._service.encoders
-        tasks = [asyncio.create_task(self._encode(encoders, r)) for r in requests if r.images and encoders is not None]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _encode(self, encoders: EncoderClient, request: GenerateRequest) -> None:
-        try:
-            await encoders.encode(request.rid, request.images)
-        except RequestError as error:
-            self._service.engine.send(FailRequest(request.rid, error.status, error.message))
-        except Exception as error:  # the engine would wait for the embedding
-            logger.exception("encoding the images of %s failed", request.rid)
-            self._service.engine.send(FailRequest(request.rid, 500, f"the images cannot be encoded: {error}"))
 
     async def _next(self, mailbox: Mailbox) -> list[Delta]:
         """Deltas of the next outputs; [] at the end."""
@@ -290,12 +265,3 @@ class Generation:
         metrics.prompt_tokens.inc(answer.prompt_tokens)
         metrics.generation_tokens.inc(answer.completion_tokens)
         metrics.cached_tokens.inc(answer.cached_tokens)
-
-
-def _for_engine(request: GenerateRequest, encoders: EncoderClient | None) -> GenerateRequest:
-    """The request without image data when encoder servers deliver the embeddings."""
-    if encoders is None or not request.images:
-        return request
-    return msgspec.structs.replace(
-        request, images=[msgspec.structs.replace(image, data=b"") for image in request.images]
-    )

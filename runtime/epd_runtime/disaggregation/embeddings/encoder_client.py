@@ -20,7 +20,7 @@ import base64
 import hashlib
 import logging
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -36,6 +36,7 @@ PROBE_SECONDS = 2.0  # between health probes while an encoder works, and for eac
 MAX_MISSED_PROBES = 2
 KEEP_ALIVE_SECONDS = 30.0  # less than the server's, so that no post meets a connection being closed
 LARGE_BYTES = 256 * 1024  # encoded to base64 in a thread
+MAX_DELIVERED = 1 << 14  # images remembered
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class EncoderClient:
         self._embedding_port = embedding_port
         self._outstanding: Counter[str] = Counter()
         self._probes: dict[str, asyncio.Task[bool]] = {}
+        self._delivered: OrderedDict[str, None] = OrderedDict()  # content hashes of images that the engine was sent
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
@@ -103,23 +105,27 @@ class EncoderClient:
         """Patches under way per encoder URL."""
         return dict(self._outstanding)
 
-    async def encode(self, request_id: str, images: Sequence[ImageInput]) -> None:
-        """Have every image encoded and its embedding sent to the engine; images carry their data.
+    def new_parts(self, images: Sequence[ImageInput]) -> tuple[int, ...]:
+        """Images that the engine was never sent, so that it cannot have them in a cache: worth encoding unasked."""
+        return tuple(part for part, image in enumerate(images) if image.content_hash not in self._delivered)
+
+    async def encode(self, request_id: str, images: Sequence[ImageInput], parts: Sequence[int]) -> None:
+        """Have these parts of a request's images encoded and sent to the engine; images carry their data.
 
         Raises RequestError: 4xx when an image is refused, 503 when no encoder is left, 504 past the deadline.
         """
         deadline = request_timeout()
         try:
             async with asyncio.timeout(deadline):
-                await self._encode_all(request_id, images)
+                await self._encode_all(request_id, images, parts)
         except TimeoutError:
             raise RequestError(504, f"the encoders did not finish within {deadline:g} s") from None
 
-    async def _encode_all(self, request_id: str, images: Sequence[ImageInput]) -> None:
-        urls = assign(images, self._loads(frozenset()))
+    async def _encode_all(self, request_id: str, images: Sequence[ImageInput], parts: Sequence[int]) -> None:
+        urls = assign([images[part] for part in parts], self._loads(frozenset()))
         try:
             async with asyncio.TaskGroup() as group:
-                for part, url in enumerate(urls):
+                for part, url in zip(parts, urls, strict=True):
                     group.create_task(self._deliver(request_id, part, images, url))
         except* RequestError as errors:
             raise next(error for error in errors.exceptions if isinstance(error, RequestError)) from None
@@ -142,13 +148,20 @@ class EncoderClient:
         while True:
             try:
                 with self._counted(url, num_patches(image)):
-                    return await self._post_while_alive(url, body)
+                    await self._post_while_alive(url, body)
+                    return self._remember(image)
             except RequestError as error:
                 raise RequestError(error.status, f"image {part}: {error.message}") from None
             except _EncoderError as failure:
                 logger.warning("encoder %s failed on part %d of %s: %s", url, part, request_id, failure)
                 excluded |= {url}
                 url = assign([image], self._loads(excluded))[0]
+
+    def _remember(self, image: ImageInput) -> None:
+        self._delivered[image.content_hash] = None
+        self._delivered.move_to_end(image.content_hash)
+        if len(self._delivered) > MAX_DELIVERED:
+            self._delivered.popitem(last=False)
 
     async def _body(self, request_id: str, part: int, num_parts: int, image: ImageInput) -> bytes:
         data = image.data
