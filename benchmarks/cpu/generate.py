@@ -41,8 +41,8 @@ class Engine:
     """Scheduler and model runner of one engine, without its processes."""
 
     def __init__(self, folder: Path) -> None:
-        ops.choose("plain")
         config, device, dtype = load_model_config(folder), torch.device("cpu"), torch.float32
+        ops.choose(ops.fastest(device))
         size = page_bytes(config, dtype, PAGE)
         model = load_language_model(config, folder, device, dtype, 2048, None)
         pool = KVPool(

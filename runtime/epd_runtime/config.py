@@ -34,7 +34,7 @@ POSITIVE = (
 )  # fmt: skip
 
 
-ATTENTION_BACKENDS = ("reference", "triton", "flashinfer")
+ATTENTION_BACKENDS = ("reference", "native", "triton", "flashinfer")
 
 
 class ConfigError(ValueError):
@@ -103,7 +103,7 @@ class ServerConfig:
     chunked_prefill_size: int = flag(4096, "Prompt tokens computed in one step, beside the running answers.")
 
     attention_backend: str | None = flag(
-        None, "Attention of the language model; default: triton on CUDA, else reference.", choices=ATTENTION_BACKENDS
+        None, "Attention of the language model; default: triton on CUDA, else native (C).", choices=ATTENTION_BACKENDS
     )
     prefill_attention_backend: str | None = flag(
         None, "Attention of prefill chunks; default: as --attention-backend.", choices=ATTENTION_BACKENDS

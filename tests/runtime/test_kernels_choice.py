@@ -16,11 +16,13 @@ def test_the_command_line_knows_every_implementation() -> None:
 
 
 def test_the_default_follows_the_device() -> None:
-    assert default_attention(CPU) == "reference"
+    assert default_attention(CPU) == "native"
     assert default_attention(CUDA) == "triton"
 
 
-@pytest.mark.parametrize(("name", "device"), [("triton", CPU), ("flashinfer", CPU), ("flashinfer", CUDA)])
+@pytest.mark.parametrize(
+    ("name", "device"), [("triton", CPU), ("flashinfer", CPU), ("flashinfer", CUDA), ("native", CUDA)]
+)
 def test_what_cannot_run_says_why(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)  # as where it is not installed

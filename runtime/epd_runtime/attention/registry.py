@@ -12,6 +12,7 @@ import torch
 from epd_runtime.attention.base import AttentionPart
 from epd_runtime.attention.paged import PagedAttention
 from epd_runtime.attention.reference import ReferenceDecode, ReferencePrefill
+from epd_runtime.kernels.native_ops import library
 from epd_runtime.kvcache.pool import KVPool
 
 
@@ -32,6 +33,18 @@ def _reference(device: torch.device) -> Implementation:
         prefill=lambda pool, num_heads: ReferencePrefill(),
         decode=lambda pool, num_heads: ReferenceDecode(pool.layout.page_size),
     )
+
+
+def _native(device: torch.device) -> Implementation:
+    if device.type != "cpu":
+        raise AttentionUnavailableError("attention backend native runs on CPU; on this device use triton")
+    try:
+        library.load()
+    except library.NativeUnavailableError as error:
+        raise AttentionUnavailableError(f"attention backend native: {error}; use reference") from error
+    from epd_runtime.attention.native_parts import open_decode
+
+    return Implementation(prefill=lambda pool, num_heads: ReferencePrefill(), decode=open_decode)
 
 
 def _triton(device: torch.device) -> Implementation:
@@ -56,6 +69,7 @@ def _flashinfer(device: torch.device) -> Implementation:
 
 IMPLEMENTATIONS: dict[str, Callable[[torch.device], Implementation]] = {
     "reference": _reference,
+    "native": _native,
     "triton": _triton,
     "flashinfer": _flashinfer,
 }
@@ -63,7 +77,9 @@ IMPLEMENTATIONS: dict[str, Callable[[torch.device], Implementation]] = {
 
 def default_attention(device: torch.device) -> str:
     """What runs when no flag says otherwise."""
-    return "triton" if device.type == "cuda" else "reference"
+    if device.type == "cuda":
+        return "triton"
+    return "native" if library.is_available() else "reference"
 
 
 def open_attention(pool: KVPool, num_heads: int, prefill: str | None, decode: str | None) -> PagedAttention:

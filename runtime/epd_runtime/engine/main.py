@@ -44,7 +44,7 @@ def main() -> int:
     channel = Channel(context, ipc_dir)
     try:
         placement = place_model(server)
-        ops.choose("triton" if placement.device.type == "cuda" else "plain")
+        ops.choose(ops.fastest(placement.device))
         loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
     except (StartError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
         channel.send(EngineFailed(str(error)))

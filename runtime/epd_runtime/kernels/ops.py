@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from epd_runtime.kernels import plain
+from epd_runtime.kernels.native_ops import library
 
 
 class _Implementation(Protocol):
-    """What the modules `plain` and `triton_ops` both are."""
+    """What the modules `plain`, `native_ops.operations` and `triton_ops` all are."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
@@ -35,10 +37,17 @@ _chosen: _Implementation = plain
 
 
 def choose(name: str) -> None:
-    """Use the implementation of this name, "plain" or "triton", from now on and in the whole process."""
+    """Use the implementation of this name, "plain", "native" or "triton", from now on and in the whole process."""
     global _chosen
-    module = {"plain": "plain", "triton": "triton_ops"}[name]
+    module = {"plain": "plain", "native": "native_ops.operations", "triton": "triton_ops"}[name]
     _chosen = cast(_Implementation, importlib.import_module(f"epd_runtime.kernels.{module}"))
+
+
+def fastest(device: torch.device) -> str:
+    """The implementation for a device, by name."""
+    if device.type == "cuda":
+        return "triton"
+    return "native" if library.is_available() else "plain"
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
