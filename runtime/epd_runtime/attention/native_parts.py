@@ -31,9 +31,9 @@ class NativeDecode:
 
 
 def open_decode(pool: KVPool, num_heads: int) -> AttentionPart:
-    """For half types, which C knows nothing of, the reference."""
+    """For half types, which C knows nothing of, and very wide models the reference."""
     keys, _ = pool.layer(0)
-    _, page_size, kv_heads, head_dim = keys.shape
-    if operations.takes_decode(keys.dtype, num_heads // kv_heads, head_dim):
+    _, page_size, _, head_dim = keys.shape
+    if operations.takes_decode(keys.dtype, num_heads, head_dim):
         return NativeDecode()
     return ReferenceDecode(page_size)

@@ -23,7 +23,7 @@ __all__ = [
     "takes_decode",
 ]
 
-MAX_GROUP_SIZE = 16384  # floats of a thread's stack
+MAX_WIDTH = 16384  # floats of a thread's stack
 
 _library = load()
 _add_rms_norm, _rms_norm, _rotate = _library.add_rms_norm, _library.rms_norm, _library.rotate
@@ -122,6 +122,6 @@ def decode_attention(
     )  # fmt: skip
 
 
-def takes_decode(dtype: torch.dtype, group: int, head_dim: int) -> bool:
-    """Whether decode_attention() is for such a pool: its type, query heads of a KV head, and their width."""
-    return dtype is torch.float32 and group * head_dim <= MAX_GROUP_SIZE
+def takes_decode(dtype: torch.dtype, num_heads: int, head_dim: int) -> bool:
+    """Whether decode_attention() is for pools of this type and so many query heads of this width."""
+    return dtype is torch.float32 and num_heads * head_dim <= MAX_WIDTH

@@ -5,6 +5,7 @@
  * loader binds them to the libgomp that torch has brought.
  */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -76,7 +77,7 @@ void rotate(const float *x, const float *cos, const float *sin, float *out, i64 
 
 /* x [tokens, 2 * size] contiguous -> out [tokens, size]. */
 void silu_mul(const float *x, float *out, i64 tokens, i64 size) {
-#pragma omp parallel for collapse(2) if (tokens * size > WORTH_THREADS)
+#pragma omp parallel for collapse(2) if (16 * tokens * size > WORTH_THREADS)
     for (i64 token = 0; token < tokens; token++)
         for (i64 block = 0; block < size; block += 256) {
             const float *gate = x + token * 2 * size, *up = gate + size;
@@ -96,56 +97,86 @@ void store_kv(const float *k, const float *v, float *keys, float *values, const 
     }
 }
 
-/* One sequence, one KV head and the `group` query heads that share it: softmax over blocks of keys, rescaled whenever
- * the maximum grows (Milakov & Gimelshein 2018). q, out [group, size]; keys, values at this head of page 0, slot 0. */
-static void attend_group(const float *q, const float *keys, const float *values, const i64 *pages, float *out, i64 length,
-                         i64 group, i64 size, i64 page_size, i64 page, i64 slot, float scale) {
-    float scores[BLOCK], sum[group], largest[group], acc[group * size];
+/* Products of one query with four keys side by side: one alone would wait for each sum before the next. */
+static inline void dot_four(const float *q, const float *keys, const i64 *places, float *out, i64 size) {
+    const float *a = keys + places[0], *b = keys + places[1], *c = keys + places[2], *d = keys + places[3];
+    float sum_a = 0, sum_b = 0, sum_c = 0, sum_d = 0;
+#pragma omp simd reduction(+ : sum_a, sum_b, sum_c, sum_d)
+    for (i64 i = 0; i < size; i++) {
+        sum_a += q[i] * a[i];
+        sum_b += q[i] * b[i];
+        sum_c += q[i] * c[i];
+        sum_d += q[i] * d[i];
+    }
+    out[0] = sum_a, out[1] = sum_b, out[2] = sum_c, out[3] = sum_d;
+}
+
+static inline void add_four(float *to, const float *values, const i64 *places, const float *weights, i64 size) {
+    const float *a = values + places[0], *b = values + places[1], *c = values + places[2], *d = values + places[3];
+#pragma omp simd
+    for (i64 i = 0; i < size; i++)
+        to[i] += weights[0] * a[i] + weights[1] * b[i] + weights[2] * c[i] + weights[3] * d[i];
+}
+
+/* A block of keys for one query head. scores[count...] up to the next multiple of four are of keys that count nothing. */
+static inline void attend_block(const float *q, const float *keys, const float *values, const i64 *places, i64 count,
+                                float scale, i64 size, float *acc, float *sum, float *largest) {
+    float scores[BLOCK], top = *largest, added = 0;
+    for (i64 t = 0; t < count; t += 4) dot_four(q, keys, places + t, scores + t, size);
+#pragma omp simd reduction(max : top)
+    for (i64 t = 0; t < count; t++) {
+        scores[t] *= scale;
+        top = scores[t] > top ? scores[t] : top;
+    }
+    const float shrink = *largest == -INFINITY ? 0.0f : exp_(*largest - top);
+#pragma omp simd reduction(+ : added)
+    for (i64 t = 0; t < count; t++) {
+        scores[t] = exp_(scores[t] - top);
+        added += scores[t];
+    }
+    for (i64 t = count; t % 4; t++) scores[t] = 0;
+#pragma omp simd
+    for (i64 i = 0; i < size; i++) acc[i] *= shrink;
+    for (i64 t = 0; t < count; t += 4) add_four(acc, values, places + t, scores + t, size);
+    *sum = *sum * shrink + added;
+    *largest = top;
+}
+
+/* One sequence and some of its KV heads, each with the `group` query heads that share it: softmax over blocks of keys,
+ * rescaled whenever the maximum grows (Milakov & Gimelshein 2018). All heads take a block before the next is read: a
+ * token's heads lie side by side in memory. q, out [heads * group, size]; keys, values at the first head of page 0. */
+static void attend_sequence(const float *q, const float *keys, const float *values, const i64 *pages, float *out, i64 length,
+                            i64 heads, i64 group, i64 size, i64 page_size, i64 page, i64 slot, float scale) {
+    const i64 rows = heads * group;
+    float sum[rows], largest[rows], acc[rows * size];
+    i64 places[BLOCK];
     memset(acc, 0, sizeof acc);
-    for (i64 g = 0; g < group; g++) sum[g] = 0, largest[g] = -INFINITY;
+    for (i64 row = 0; row < rows; row++) sum[row] = 0, largest[row] = -INFINITY;
     for (i64 start = 0; start < length; start += BLOCK) {
         const i64 count = length - start < BLOCK ? length - start : BLOCK;
-        i64 places[BLOCK];
         for (i64 t = 0; t < count; t++)
             places[t] = pages[(start + t) / page_size] * page + (start + t) % page_size * slot;
-        for (i64 g = 0; g < group; g++) {
-            float *to = acc + g * size, top = largest[g], added = 0;
-            for (i64 t = 0; t < count; t++) {
-                scores[t] = dot(q + g * size, keys + places[t], size) * scale;
-                top = scores[t] > top ? scores[t] : top;
-            }
-            const float shrink = start ? exp_(largest[g] - top) : 0.0f;
-#pragma omp simd reduction(+ : added)
-            for (i64 t = 0; t < count; t++) {
-                scores[t] = exp_(scores[t] - top);
-                added += scores[t];
-            }
-            sum[g] = sum[g] * shrink + added;
-            largest[g] = top;
-#pragma omp simd
-            for (i64 i = 0; i < size; i++) to[i] *= shrink;
-            for (i64 t = 0; t < count; t++) {
-                const float *value = values + places[t], weight = scores[t];
-#pragma omp simd
-                for (i64 i = 0; i < size; i++) to[i] += weight * value[i];
-            }
-        }
+        for (i64 t = count; t % 4; t++) places[t] = places[0];
+        for (i64 row = 0; row < rows; row++)
+            attend_block(q + row * size, keys + row / group * size, values + row / group * size, places, count, scale,
+                         size, acc + row * size, sum + row, largest + row);
     }
-    for (i64 g = 0; g < group; g++)
-        for (i64 i = 0; i < size; i++) out[g * size + i] = length ? acc[g * size + i] / sum[g] : 0.0f;
+    for (i64 row = 0; row < rows; row++)
+        for (i64 i = 0; i < size; i++) out[row * size + i] = length ? acc[row * size + i] / sum[row] : 0.0f;
 }
 
 /* q, out [tokens, kv_heads * group, size]; rows, lengths [decodes]; tables [decodes, table]; pools as in store_kv.
- * group * size is bounded by the caller: accumulators are on the stack. */
+ * kv_heads * group * size is bounded by the caller: accumulators are on the stack. */
 void decode_attention(const float *q, const float *keys, const float *values, const i64 *rows, const i64 *tables,
                       const i64 *lengths, float *out, i64 decodes, i64 kv_heads, i64 group, i64 size, i64 table,
                       i64 page_size, i64 page, i64 q_token, float scale) {
     i64 work = 0;
     for (i64 i = 0; i < decodes; i++) work += lengths[i] * kv_heads * group * size;
+    const i64 heads = decodes >= omp_get_max_threads() ? kv_heads : 1; /* of a task */
 #pragma omp parallel for collapse(2) schedule(dynamic) if (work > WORTH_THREADS)
     for (i64 decode = 0; decode < decodes; decode++)
-        for (i64 head = 0; head < kv_heads; head++)
-            attend_group(q + rows[decode] * q_token + head * group * size, keys + head * size, values + head * size,
-                         tables + decode * table, out + (rows[decode] * kv_heads + head) * group * size, lengths[decode],
-                         group, size, page_size, page, kv_heads * size, scale);
+        for (i64 head = 0; head < kv_heads; head += heads)
+            attend_sequence(q + rows[decode] * q_token + head * group * size, keys + head * size, values + head * size,
+                            tables + decode * table, out + (rows[decode] * kv_heads + head) * group * size,
+                            lengths[decode], heads, group, size, page_size, page, kv_heads * size, scale);
 }
