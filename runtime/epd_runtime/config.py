@@ -84,7 +84,7 @@ class ServerConfig:
     device: str = flag("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     load_format: str = flag("auto", "auto reads safetensors; dummy draws random weights.", choices=("auto", "dummy"))
     random_seed: int = flag(0, "Seed for dummy weights and for requests without a seed of their own.")
-    num_threads: int | None = flag(None, "CPU threads of the engine; default: all cores.")
+    num_threads: int | None = flag(None, "CPU threads of the engine; default: all cores it may use.")
     context_length: int | None = flag(None, "Longest prompt plus answer; default: the model's own.")
     max_total_tokens: int | None = flag(None, "Tokens of KV cache; default: from free memory.")
     page_size: int = flag(16, "Tokens of one KV page.")

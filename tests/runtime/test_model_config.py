@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from epd_runtime.config import ConfigError, ServerConfig
 from epd_runtime.encoder.preprocess import Normalisation
-from epd_runtime.engine.loading import available_memory
 from epd_runtime.json_fields import ModelConfigError
 from epd_runtime.model_config import load_model_config
 from epd_runtime.models.loader import Cut, Piece, WeightError, load_weights
@@ -222,19 +221,6 @@ def test_damaged_and_doubled_weights_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"weight_map": {"a": 3}}, "model.safetensors.index.json")
     with pytest.raises(ModelConfigError, match="weight_map"):
         load_weights(module, tmp_path, lambda name, shape: ())
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "expected"),
-    [("max", "5", 2048), ("1500", "500", 1000), ("100", "500", 0), ("9999999", "0", 2048)],
-)
-def test_available_memory_respects_the_container(tmp_path: Path, limit: str, used: str, expected: int) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
-    assert available_memory(meminfo, tmp_path) == 2048
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text(used + "\n")
-    assert available_memory(meminfo, tmp_path) == expected
 
 
 @pytest.mark.parametrize(

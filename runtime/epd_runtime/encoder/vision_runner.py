@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from epd_runtime.accelerator import DeviceLostError, is_device_lost
+from epd_runtime.container import usable_cpus
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.messages import ImageInput, Span
@@ -100,7 +100,7 @@ class VisionRunner:
         self._jobs: dict[str, _Job] = {}  # single flight, by content
         self._ready: deque[_Job] = deque()
         self._wake = wake
-        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="preprocess")
+        self._threads = ThreadPoolExecutor(min(4, usable_cpus()), thread_name_prefix="preprocess")
 
     def submit(self, image: ImageInput, callback: Callback, is_wanted: IsWanted) -> None:
         """Encode an image while is_wanted(); the callback runs in a later step(), or now if the cache has it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from epd_runtime.config import Role, ServerConfig
+from epd_runtime.container import available_memory
 from epd_runtime.kvcache.layout import KVLayout
 from epd_runtime.kvcache.pool import page_bytes
 from epd_runtime.model_config import ModelConfig, load_model_config
@@ -86,21 +87,7 @@ def _kv_bytes(device: torch.device, fraction: float | None) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(int(total * (fraction or CUDA_STATIC_FRACTION)) - (total - free), 0)
-    return int(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup")) * (fraction or CPU_KV_FRACTION))
-
-
-def available_memory(meminfo: Path, cgroup: Path) -> int:
-    """Bytes that this process can still use: the machine's, counting caches that can go, and no more than its cgroup's.
-
-    A container sees its machine's meminfo; only the cgroup (version 2) knows the limit at which it is killed.
-    """
-    machine = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    available = int(machine.split()[1]) * 1024
-    try:
-        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
-    except FileNotFoundError:  # the root cgroup, or version 1
-        return available
-    return available if limit == "max" else min(available, max(int(limit) - used, 0))
+    return int(available_memory() * (fraction or CPU_KV_FRACTION))
 
 
 def anonymous_storage(nbytes: int, device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import zmq
 from epd_runtime.accelerator import DeviceLostError
 from epd_runtime.attention.registry import AttentionUnavailableError
 from epd_runtime.config import Role, ServerConfig
+from epd_runtime.container import usable_cpus
 from epd_runtime.encoder.encoder_loop import EncoderLoop
 from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.engine.language_loop import LanguageLoop
@@ -39,7 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
     server = _config(order["config"])
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
-    torch.set_num_threads(server.num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(server.num_threads or usable_cpus())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     channel = Channel(context, ipc_dir)
     try:
