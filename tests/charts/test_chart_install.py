@@ -38,16 +38,41 @@ def cluster(cluster_programs: None) -> Iterator[ControlPlane]:
         yield running
 
 
-@pytest.fixture
-def installed(helm: Helm, cluster: ControlPlane) -> Helm:
-    """helm with a release of default values, all pods of which run."""
+def install(there: Helm) -> None:
+    """A release of default values, all pods of which run; another may have had the definitions before."""
+    there("install", RELEASE, CHART, "-n", NAMESPACE, "--take-ownership", "--wait", "--timeout", "120s")
+
+
+def is_installed(there: Helm) -> bool:
+    return any(release["name"] == RELEASE for release in json.loads(there("list", "-n", NAMESPACE, "-o", "json")))
+
+
+@pytest.fixture(scope="module")
+def there(helm: Helm, cluster: ControlPlane) -> Helm:
+    """helm on the cluster, which has the definitions from here on; whoever changes the release puts it back."""
     there = helm.on(cluster.kubeconfig)
-    there("upgrade", "--install", RELEASE, CHART, "-n", NAMESPACE, "--take-ownership", "--wait", "--timeout", "120s")
+    install(there)
     return there
 
 
 @pytest.fixture
-def group(installed: Helm, cluster: ControlPlane) -> Iterator[str]:
+def installed(there: Helm) -> Helm:
+    """helm with a release of default values."""
+    if not is_installed(there):
+        install(there)
+    return there
+
+
+@pytest.fixture
+def removed(there: Helm) -> Helm:
+    """helm without the release; its definitions have stayed."""
+    if is_installed(there):
+        there("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    return there
+
+
+@pytest.fixture
+def group(there: Helm, cluster: ControlPlane) -> Iterator[str]:
     """A group's uid."""
     made = cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(manifest(role("server"), name="g")))
     yield json.loads(made)["metadata"]["uid"]
@@ -76,7 +101,7 @@ def test_release_runs_and_its_test_passes(installed: Helm, cluster: ControlPlane
 
 def test_release_holds_definitions_and_fits_into_its_secret(installed: Helm, cluster: ControlPlane) -> None:
     files = [f"--filename={path}" for path in crd_files()]
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=120s", *files)
     for item in json.loads(cluster.kubectl("get", "-o", "json", *files))["items"]:
         assert item["metadata"]["annotations"][KEPT] == "keep"
     secrets = json.loads(cluster.kubectl("get", "secrets", "-n", NAMESPACE, "-l", "owner=helm", "-o", "json"))["items"]
@@ -84,45 +109,39 @@ def test_release_holds_definitions_and_fits_into_its_secret(installed: Helm, clu
     assert all(len(json.dumps(secret)) < MAX_SECRET / 2 for secret in secrets)
 
 
-def test_upgrade_changes_definitions_and_leaves_groups(
-    installed: Helm, cluster: ControlPlane, group: str, tmp_path: Path
-) -> None:
-    def novelty() -> str:
-        path = "{.spec.versions[0].schema.openAPIV3Schema.properties.spec.properties.novelty.type}"
-        return cluster.kubectl("get", "crd", GROUPS, "-o", f"jsonpath={path}")
-
-    assert novelty() == ""
-    installed("upgrade", RELEASE, next_chart(tmp_path), "-n", NAMESPACE, "--set", "replicaCount=3", "--wait")
-    assert novelty() == "string"
-    assert uid_of_group(cluster) == group
-    installed("rollback", RELEASE, "1", "-n", NAMESPACE, "--wait")
-    assert novelty() == ""
-    assert uid_of_group(cluster) == group
-
-
-def test_an_upgrade_keeps_what_was_scaled_and_restarts_no_pod(
+def test_an_upgrade_changes_definitions_and_touches_neither_groups_nor_pods(
     installed: Helm, cluster: ControlPlane, tmp_path: Path
 ) -> None:
     """The release's own pods are simulated, so the operator runs here, before and after as a new version would."""
     groups = Groups(cluster, "default")
     scaled = role("server", image="server:1") | {"scalingAdapter": {"enable": True}}
 
+    def novelty() -> str:
+        path = "{.spec.versions[0].schema.openAPIV3Schema.properties.spec.properties.novelty.type}"
+        return cluster.kubectl("get", "crd", GROUPS, "-o", f"jsonpath={path}")
+
     def pods() -> set[str]:
         return {pod["metadata"]["uid"] for pod in groups.pods("server")}
 
     with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "default", name="before"):
-        groups.apply(manifest(scaled, name="scaled"))
-        groups.wait_ready("scaled")
-        cluster.kubectl("scale", "rolebasedgroupscalingadapter/scaled-server", "--replicas=4")
+        groups.apply(manifest(scaled, name="g"))
+        groups.wait_ready("g")
+        cluster.kubectl("scale", "rolebasedgroupscalingadapter/g-server", "--replicas=4")
         until(lambda: len(pods()) == 4, "it was not scaled")
-        groups.wait_ready("scaled")
-    running = pods()
-    installed("upgrade", RELEASE, next_chart(tmp_path), "-n", NAMESPACE, "--wait")
+        groups.wait_ready("g")
+    running, uid = pods(), uid_of_group(cluster)
+    assert novelty() == ""
+    installed("upgrade", RELEASE, next_chart(tmp_path), "-n", NAMESPACE, "--set", "replicaCount=3", "--wait")
+    assert novelty() == "string"
+    assert uid_of_group(cluster) == uid
     with OperatorProcess(cluster.kubeconfig, tmp_path, "--lease-namespace", "default", name="after"):
-        groups.apply(manifest(scaled, role("another", image="server:1"), name="scaled"))
-        groups.wait_ready("scaled")
+        groups.apply(manifest(scaled, role("another", image="server:1"), name="g"))
+        groups.wait_ready("g")
         assert pods() == running
-        cluster.kubectl("delete", "rbg", "scaled")
+        installed("rollback", RELEASE, "1", "-n", NAMESPACE, "--wait")
+        assert novelty() == ""
+        assert uid_of_group(cluster) == uid
+        cluster.kubectl("delete", "rbg", "g")
 
 
 def test_uninstall_leaves_definitions_and_groups(installed: Helm, cluster: ControlPlane, group: str) -> None:
@@ -137,20 +156,19 @@ def test_uninstall_leaves_definitions_and_groups(installed: Helm, cluster: Contr
     assert uid_of_group(cluster) == group
 
 
-def test_another_release_takes_definitions_only_when_told(installed: Helm, cluster: ControlPlane, group: str) -> None:
-    installed("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+def test_another_release_takes_definitions_only_when_told(removed: Helm, cluster: ControlPlane, group: str) -> None:
     other = ("install", "other", CHART, "-n", NAMESPACE)
     with pytest.raises(HelmError, match="cannot be imported into the current release"):
-        installed(*other)
-    installed(*other, "--take-ownership")
+        removed(*other)
+    removed(*other, "--take-ownership")
     assert uid_of_group(cluster) == group
-    installed("uninstall", "other", "-n", NAMESPACE, "--wait")
+    removed("uninstall", "other", "-n", NAMESPACE, "--wait")
 
 
-def test_plain_manifests_after_uninstall(installed: Helm, cluster: ControlPlane) -> None:
-    installed("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+@pytest.mark.usefixtures("removed")
+def test_plain_manifests_after_uninstall(cluster: ControlPlane) -> None:
     cluster.kubectl("apply", "-k", str(PLAIN))
-    cluster.kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", NAMESPACE, "--timeout=60s")
+    cluster.kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", NAMESPACE, "--timeout=120s")
     cluster.kubectl("delete", "-f", str(PLAIN / "operator.yaml"))
 
 
@@ -182,10 +200,9 @@ def test_rights_end_at_the_namespaces(
 
 
 @pytest.fixture(scope="module")
-def confined(helm: Helm, cluster: ControlPlane) -> ControlPlane:
+def confined(there: Helm, cluster: ControlPlane) -> ControlPlane:
     """The cluster with an operator for the namespace `mine` only."""
     for name in ("mine", "other"):
         cluster.make_namespace(name)
-    there = helm.on(cluster.kubeconfig)
     there("upgrade", "--install", RELEASE, CHART, "-n", NAMESPACE, "--set", "namespaces={mine}", "--take-ownership")
     return cluster

@@ -10,15 +10,18 @@ import asyncio
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import openai
@@ -31,8 +34,8 @@ from demo.digits import NumberImage, heldout
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifests" / "examples" / "01-handwriting-epd.yaml"
 GROUP = "sglang-vlm-epd"
-NOTICE = 2.0  # seconds from a death to the end of the requests that it hits
-RESTART = 60.0
+NOTICE = 10.0  # seconds from a death to the end of the requests that it hits: one, and nine for a slow machine
+RESTART = 120.0
 
 
 def rbg(*arguments: str) -> str:
@@ -50,10 +53,25 @@ def pods() -> dict[str, dict[str, Any]]:
     return {pod["name"]: pod for role in report["roles"] for pod in role["pods"]}
 
 
-def wait_ready() -> None:
-    """Until every pod is ready."""
+def router_sees(report: dict[str, dict[str, Any]]) -> bool:
+    """Whether the router holds the workers that run now, and no others, for healthy."""
+    router = report[f"{GROUP}-sglang-router-0"]["address"]
+    expected = {report[f"{GROUP}-vlm-{role}-0"]["address"] for role in ("prefill", "decode")}
+    try:
+        with urllib.request.urlopen(f"http://{router}:8000/server_info", timeout=10) as answer:
+            workers = json.load(answer)["workers"]
+    except OSError:
+        return False
+    return {urlsplit(one["url"]).hostname for one in workers if one["healthy"]} == expected
+
+
+def wait_ready(gone: int = 0) -> None:
+    """Until every pod is ready and the router knows. gone: pid of a killed process, which is replaced by then."""
     deadline = time.monotonic() + RESTART
-    while not all(pod["ready"] for pod in pods().values()):
+    while True:
+        report = pods()
+        if all(pod["ready"] and pod["pid"] != gone for pod in report.values()) and router_sees(report):
+            return
         assert time.monotonic() < deadline, rbg("status", GROUP)
         time.sleep(0.2)
 
@@ -179,7 +197,7 @@ def test_bad_input_is_refused_on_both_legs_and_serving_goes_on(url: str, name: s
     assert 400 <= status < 500, answer
     assert answer["error"]["message"]
     assert set(answer["error"]) >= {"message", "type", "param", "code"}
-    assert seconds < 5
+    assert seconds < NOTICE
     status, text = asyncio.run(send(url, body(fresh_image(3))))
     assert status == 200, text
 
@@ -193,7 +211,8 @@ VICTIMS = [
 @pytest.mark.parametrize(("pod", "which"), VICTIMS)
 def test_a_death_ends_the_request_and_the_next_one_works(url: str, pod: str, which: str) -> None:
     wait_ready()
-    victim = processes(pod)[which]
+    family = processes(pod)
+    victim = family[which]
 
     async def scenario() -> tuple[int, str, float]:
         os.kill(victim.pid, signal.SIGSTOP)
@@ -212,29 +231,16 @@ def test_a_death_ends_the_request_and_the_next_one_works(url: str, pod: str, whi
     else:
         assert status >= 500, text
         assert json.loads(text)["error"]["message"]
-    deadline = time.monotonic() + RESTART
-    while psutil.pid_exists(victim.pid) and victim.is_running() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    wait_for_restart(pod)
+    wait_ready(gone=family["api"].pid)
     status, text = asyncio.run(send(url, body(fresh_image(2))))
     assert status == 200, text
-
-
-def wait_for_restart(pod: str) -> None:
-    """Until the pod has restarted and the whole group is ready again."""
-    deadline = time.monotonic() + RESTART
-    while True:
-        report = pods()
-        if report[pod]["restarts"] and all(one["ready"] for one in report.values()):
-            return
-        assert time.monotonic() < deadline, rbg("status", GROUP)
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("which", ["engine", "api"])
 def test_an_encoder_that_dies_is_replaced_by_the_other(url: str, which: str) -> None:
     wait_ready()
-    victim = processes(f"{GROUP}-vlm-encoder-0")[which]
+    family = processes(f"{GROUP}-vlm-encoder-0")
+    victim = family[which]
 
     async def scenario() -> tuple[list[tuple[int, str]], float]:
         os.kill(victim.pid, signal.SIGSTOP)
@@ -246,9 +252,9 @@ def test_an_encoder_that_dies_is_replaced_by_the_other(url: str, which: str) -> 
         return list(await asyncio.gather(*requests)), time.monotonic() - started
 
     results, seconds = asyncio.run(scenario())
-    assert seconds < NOTICE + 2
+    assert seconds < NOTICE
     assert [status for status, _ in results] == [200] * 4, results
-    wait_for_restart(f"{GROUP}-vlm-encoder-0")
+    wait_ready(gone=family["api"].pid)
 
 
 def test_scaling_encoders_restarts_nobody_and_the_new_ones_work(url: str) -> None:
@@ -259,10 +265,11 @@ def test_scaling_encoders_restarts_nobody_and_the_new_ones_work(url: str) -> Non
     while not pods().get(f"{GROUP}-vlm-encoder-2", {}).get("ready"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(1.5)  # names are resolved again every second
-    images = [next(heldout(2000 + index, 1, 1)) for index in range(8)]
-    status, text = asyncio.run(send(url, body(images)))
-    assert status == 200, text
+    new, images = f"http://{pods()[f'{GROUP}-vlm-encoder-2']['address']}:30002", heldout(2000, 1, 1)
+    while not asyncio.run(server_stats(new))["encoder_cache_bytes"]:  # names are resolved again every second
+        status, text = asyncio.run(send(url, body(list(itertools.islice(images, 8)))))
+        assert status == 200, text
+        assert time.monotonic() < deadline, "no image came to the new encoder"
     rbg("scale", GROUP, "vlm-encoder=1")
     deadline = time.monotonic() + RESTART
     while len(pods()) > 4:
@@ -294,7 +301,7 @@ def test_a_client_that_leaves_frees_everything(url: str) -> None:
 
     asyncio.run(leave_all())
     ports = {"vlm-prefill": 30000, "vlm-decode": 30001}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     for role, port in ports.items():
         address = pods()[f"{GROUP}-{role}-0"]["address"]
         while True:

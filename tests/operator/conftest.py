@@ -19,6 +19,8 @@ import psutil
 import pytest
 import yaml
 
+from custom_resources import install
+from tests.cluster.control_plane import ControlPlane
 from tests.operator.groups import manifest, role
 
 SERVER = """
@@ -151,6 +153,13 @@ class Rbg:
 
     def _argv(self, arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "rbg_operator.cli", *arguments]
+
+
+@pytest.fixture(scope="session")
+def cluster(control_plane: ControlPlane) -> ControlPlane:
+    """The session's control plane with our custom resources, which no test may delete."""
+    install(control_plane)
+    return control_plane
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from custom_resources import install
 from operator_process import OperatorProcess
 from tests.cluster import programs
 from tests.cluster.control_plane import ControlPlane
@@ -104,9 +103,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(control_plane: ControlPlane, namespace: str) -> Cluster:
-    install(control_plane)
-    return Cluster(control_plane, namespace)
+def cluster(cluster: ControlPlane, namespace: str) -> Cluster:
+    return Cluster(cluster, namespace)
 
 
 @pytest.fixture

@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 
-from custom_resources import install
 from operated_groups import Groups, edit_image, epd, image_of, until
 from operator_process import OperatorProcess
 from tests.cluster.control_plane import ControlPlane
 
 Json = dict[str, Any]
 NEVER_READY = "test.rbg/never-ready"
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> ControlPlane:
-    install(control_plane)
-    return control_plane
 
 
 @pytest.fixture

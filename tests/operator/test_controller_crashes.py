@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from api_proxy import ApiProxy, Write
-from custom_resources import install
 from operated_groups import Groups, until
 from operator_process import OperatorProcess
 from tests.cluster.control_plane import ControlPlane
@@ -27,15 +26,14 @@ KINDS = ("statefulsets", "services", "configmaps", "controllerrevisions")
 
 
 @pytest.fixture(scope="module")
-def account(control_plane: ControlPlane) -> Iterator[Path]:
+def account(cluster: ControlPlane) -> Iterator[Path]:
     """A kubeconfig with a token, which passes through a proxy as a certificate would not."""
-    install(control_plane)
     name = f"crash-{uuid.uuid4().hex[:8]}"
-    control_plane.kubectl("create", "serviceaccount", name, "-n", "default")
+    cluster.kubectl("create", "serviceaccount", name, "-n", "default")
     binding = ("clusterrolebinding", name, "--clusterrole=cluster-admin", f"--serviceaccount=default:{name}")
-    control_plane.kubectl("create", *binding)
-    yield control_plane.service_account_kubeconfig("default", name)
-    control_plane.kubectl("delete", "clusterrolebinding", name)
+    cluster.kubectl("create", *binding)
+    yield cluster.service_account_kubeconfig("default", name)
+    cluster.kubectl("delete", "clusterrolebinding", name)
 
 
 def first() -> Json:

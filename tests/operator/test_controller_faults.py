@@ -22,12 +22,6 @@ from tests.cluster.control_plane import ControlPlane
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> ControlPlane:
-    install(control_plane)
-    return control_plane
-
-
 @pytest.fixture
 def groups(cluster: ControlPlane, namespace: str) -> Groups:
     return Groups(cluster, namespace)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from custom_resources import Admission, install
+from custom_resources import Admission
 from operated_groups import Groups, until
 from operator_process import OperatorProcess
 from rbg_operator.api.model import RoleBasedGroup
@@ -86,9 +86,8 @@ def _read(each: Json) -> tuple[RoleBasedGroup | None, tuple[Problem, ...]]:
         return None, error.problems
 
 
-def test_the_api_server_refuses_with_a_field_or_the_operator_can_read_it(control_plane: ControlPlane) -> None:
-    install(control_plane)
-    admission = Admission(control_plane)
+def test_the_api_server_refuses_with_a_field_or_the_operator_can_read_it(cluster: ControlPlane) -> None:
+    admission = Admission(cluster)
     taken = 0
     for seed, each in enumerate(manifests(ADMITTED)):
         each["metadata"] = {"name": "m", "namespace": "default"}
@@ -99,12 +98,11 @@ def test_the_api_server_refuses_with_a_field_or_the_operator_can_read_it(control
 
 
 @pytest.mark.timeout(220 + RUN)
-def test_the_operator_lives_through_all_of_them(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+def test_the_operator_lives_through_all_of_them(cluster: ControlPlane, namespace: str, tmp_path: Path) -> None:
     """What the API server takes without strict checking is worked on until its status says so; then there is peace."""
-    install(control_plane)
-    groups = Groups(control_plane, namespace)
+    groups = Groups(cluster, namespace)
     arguments = ("--namespaces", namespace, "--lease-namespace", namespace)
-    with OperatorProcess(control_plane.kubeconfig, tmp_path, *arguments) as operator:
+    with OperatorProcess(cluster.kubeconfig, tmp_path, *arguments) as operator:
         names = [name for seed in range(RUN) if (name := _created(groups, seed))]
         assert len(names) >= RUN // 10
         for name in names:
@@ -113,7 +111,7 @@ def test_the_operator_lives_through_all_of_them(control_plane: ControlPlane, nam
         groups.wait_ready("calm")
         assert operator.process.poll() is None
         assert not [line for line in operator.lines() if line["level"] == "ERROR" and "Traceback" in str(line)]
-        _assert_peace(control_plane, namespace)
+        _assert_peace(cluster, namespace)
 
 
 def _created(groups: Groups, seed: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from custom_resources import install
 from operated_groups import Groups, until
 from operator_process import OperatorProcess
 from optional_kinds import install_optional_kinds
@@ -33,17 +32,16 @@ NOT_REQUESTED = {("update", "rolebasedgroups/finalizers"), ("update", "rolebased
 
 
 @pytest.fixture
-def account(control_plane: ControlPlane) -> Iterator[Path]:
+def account(cluster: ControlPlane) -> Iterator[Path]:
     """The rights of the installation, and a kubeconfig of its service account."""
-    install(control_plane)
-    install_optional_kinds(control_plane)
+    install_optional_kinds(cluster)
     documents = [each for each in yaml.safe_load_all(INSTALLATION.read_text()) if each and each["kind"] in RIGHTS]
-    if not control_plane.api().exists(f"/api/v1/namespaces/{NAMESPACE}"):  # a reused plane has it, and the Lease
-        control_plane.make_namespace(NAMESPACE)
-    control_plane.kubectl("delete", "lease", ACCOUNT, "-n", NAMESPACE, "--ignore-not-found")
-    control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
-    yield control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
-    control_plane.kubectl("delete", "--wait=false", "-f", "-", input=yaml.safe_dump_all(documents))
+    if not cluster.api().exists(f"/api/v1/namespaces/{NAMESPACE}"):  # a reused plane has it, and the Lease
+        cluster.make_namespace(NAMESPACE)
+    cluster.kubectl("delete", "lease", ACCOUNT, "-n", NAMESPACE, "--ignore-not-found")
+    cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
+    yield cluster.service_account_kubeconfig(NAMESPACE, ACCOUNT)
+    cluster.kubectl("delete", "--wait=false", "-f", "-", input=yaml.safe_dump_all(documents))
 
 
 def granted() -> set[tuple[str, str]]:

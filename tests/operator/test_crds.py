@@ -11,7 +11,7 @@ from crds import crd_files
 from crds.definition import as_yaml
 from crds.kinds import definitions
 from crds.kubernetes import TYPES, trim
-from custom_resources import API_VERSION, Json, install
+from custom_resources import API_VERSION, Json
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.programs import ClusterError
 
@@ -19,19 +19,13 @@ DEFINITIONS = {definition["spec"]["names"]["plural"]: definition for definition 
 POD = {"spec": {"containers": [{"name": "server", "image": "server:1"}]}}
 
 
-@pytest.fixture(scope="module")
-def custom_resources(control_plane: ControlPlane) -> ControlPlane:
-    install(control_plane)
-    return control_plane
-
-
 def test_the_committed_files_are_what_the_generator_makes() -> None:
     committed = {path.stem: path.read_text(encoding="utf-8") for path in crd_files()}
     assert committed == {plural: as_yaml(definition) for plural, definition in DEFINITIONS.items()}
 
 
-def test_the_committed_types_are_those_of_the_api_server(custom_resources: ControlPlane) -> None:
-    openapi = json.loads(custom_resources.kubectl("get", "--raw", "/openapi/v3/api/v1"))
+def test_the_committed_types_are_those_of_the_api_server(cluster: ControlPlane) -> None:
+    openapi = json.loads(cluster.kubectl("get", "--raw", "/openapi/v3/api/v1"))
     assert json.loads(TYPES.read_text(encoding="utf-8")) == trim(openapi)
 
 
@@ -66,8 +60,8 @@ def _undescribed(schema: Json, path: str) -> list[str]:
     return missing
 
 
-def test_all_definitions_are_served_without_a_complaint(custom_resources: ControlPlane) -> None:
-    answer = json.loads(custom_resources.kubectl("get", "crds", "-o", "json"))
+def test_all_definitions_are_served_without_a_complaint(cluster: ControlPlane) -> None:
+    answer = json.loads(cluster.kubectl("get", "crds", "-o", "json"))
     found = {item["spec"]["names"]["plural"]: item for item in answer["items"]}
     assert set(DEFINITIONS) <= set(found)
     for plural in DEFINITIONS:
@@ -88,12 +82,12 @@ def test_all_definitions_are_served_without_a_complaint(custom_resources: Contro
         ("cerp.spec.updateStrategy", "NoUpdate: pods get it when they are updated for another reason"),
     ],
 )
-def test_kubectl_explain_is_the_manual(custom_resources: ControlPlane, field: str, words: str) -> None:
-    assert words in " ".join(custom_resources.kubectl("explain", field).split())
+def test_kubectl_explain_is_the_manual(cluster: ControlPlane, field: str, words: str) -> None:
+    assert words in " ".join(cluster.kubectl("explain", field).split())
 
 
-def test_the_columns_of_kubectl_get(custom_resources: ControlPlane, namespace: str) -> None:
-    _apply(custom_resources, namespace, "RoleBasedGroup", "g", {"roles": [{"name": "a", "template": POD}]})
+def test_the_columns_of_kubectl_get(cluster: ControlPlane, namespace: str) -> None:
+    _apply(cluster, namespace, "RoleBasedGroup", "g", {"roles": [{"name": "a", "template": POD}]})
     conditions = [
         {
             "type": kind,
@@ -105,20 +99,20 @@ def test_the_columns_of_kubectl_get(custom_resources: ControlPlane, namespace: s
         for kind, reason in (("Ready", "RolesNotReady"), ("Progressing", "Stalled"))
     ]
     status = json.dumps({"status": {"rolesReady": "0/1", "conditions": conditions}})
-    custom_resources.kubectl("patch", "rbg", "g", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
-    head, row = custom_resources.kubectl("get", "rbg", "-n", namespace).splitlines()
+    cluster.kubectl("patch", "rbg", "g", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
+    head, row = cluster.kubectl("get", "rbg", "-n", namespace).splitlines()
     assert head.split() == ["NAME", "ROLES", "READY", "AGE"]
     assert row.split()[:3] == ["g", "0/1", "False"]
-    wide = custom_resources.kubectl("get", "rbg", "-n", namespace, "-o", "wide").splitlines()[1]
+    wide = cluster.kubectl("get", "rbg", "-n", namespace, "-o", "wide").splitlines()[1]
     assert wide.split()[4:] == ["Stalled", "a", "waits"]
-    assert "rolebasedgroup.workloads.x-k8s.io/g" in custom_resources.kubectl("get", "inference", "-n", namespace)
+    assert "rolebasedgroup.workloads.x-k8s.io/g" in cluster.kubectl("get", "inference", "-n", namespace)
 
 
-def test_status_and_spec_are_written_apart(custom_resources: ControlPlane, namespace: str) -> None:
-    _apply(custom_resources, namespace, "RoleBasedGroup", "g", {"roles": [{"name": "a", "template": POD}]})
+def test_status_and_spec_are_written_apart(cluster: ControlPlane, namespace: str) -> None:
+    _apply(cluster, namespace, "RoleBasedGroup", "g", {"roles": [{"name": "a", "template": POD}]})
     patch = json.dumps({"spec": {"roles": []}, "status": {"rolesReady": "1/1"}})
-    custom_resources.kubectl("patch", "rbg", "g", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
-    stored = json.loads(custom_resources.kubectl("get", "rbg", "g", "-n", namespace, "-o", "json"))
+    cluster.kubectl("patch", "rbg", "g", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+    stored = json.loads(cluster.kubectl("get", "rbg", "g", "-n", namespace, "-o", "json"))
     assert stored["status"] == {"rolesReady": "1/1"}
     assert len(stored["spec"]["roles"]) == 1
     assert stored["metadata"]["generation"] == 1
@@ -131,37 +125,37 @@ SCALABLE = {
 
 
 @pytest.mark.parametrize("kind", SCALABLE)
-def test_scale_is_a_subresource_with_a_selector(custom_resources: ControlPlane, namespace: str, kind: str) -> None:
-    _apply(custom_resources, namespace, kind, "s", SCALABLE[kind])
+def test_scale_is_a_subresource_with_a_selector(cluster: ControlPlane, namespace: str, kind: str) -> None:
+    _apply(cluster, namespace, kind, "s", SCALABLE[kind])
     status = json.dumps({"status": {"replicas": 1, "selector": "role=a"}})
-    custom_resources.kubectl("patch", kind, "s", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
-    custom_resources.kubectl("scale", kind, "s", "-n", namespace, "--replicas=3", "--current-replicas=1")
+    cluster.kubectl("patch", kind, "s", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
+    cluster.kubectl("scale", kind, "s", "-n", namespace, "--replicas=3", "--current-replicas=1")
     path = f"/apis/{API_VERSION}/namespaces/{namespace}/{kind.lower()}s/s/scale"
-    scale = json.loads(custom_resources.kubectl("get", "--raw", path))
+    scale = json.loads(cluster.kubectl("get", "--raw", path))
     assert scale["spec"] == {"replicas": 3}
     assert scale["status"] == {"replicas": 1, "selector": "role=a"}
 
 
-def test_a_set_has_at_most_as_many_groups_as_its_names_allow(custom_resources: ControlPlane, namespace: str) -> None:
-    _apply(custom_resources, namespace, "RoleBasedGroupSet", "s", SCALABLE["RoleBasedGroupSet"])
-    custom_resources.kubectl("scale", "rbgs", "s", "-n", namespace, "--replicas=10000")
+def test_a_set_has_at_most_as_many_groups_as_its_names_allow(cluster: ControlPlane, namespace: str) -> None:
+    _apply(cluster, namespace, "RoleBasedGroupSet", "s", SCALABLE["RoleBasedGroupSet"])
+    cluster.kubectl("scale", "rbgs", "s", "-n", namespace, "--replicas=10000")
     with pytest.raises(ClusterError, match="less than or equal to 10000"):
-        custom_resources.kubectl("scale", "rbgs", "s", "-n", namespace, "--replicas=10001")
+        cluster.kubectl("scale", "rbgs", "s", "-n", namespace, "--replicas=10001")
 
 
-def test_the_target_of_an_adapter_stays(custom_resources: ControlPlane, namespace: str) -> None:
+def test_the_target_of_an_adapter_stays(cluster: ControlPlane, namespace: str) -> None:
     kind = "RoleBasedGroupScalingAdapter"
-    _apply(custom_resources, namespace, kind, "s", SCALABLE[kind])
+    _apply(cluster, namespace, kind, "s", SCALABLE[kind])
     with pytest.raises(ClusterError, match=r"scaleTargetRef.*cannot be changed"):
-        _apply(custom_resources, namespace, kind, "s", {"replicas": 1, "scaleTargetRef": {"name": "g", "role": "b"}})
+        _apply(cluster, namespace, kind, "s", {"replicas": 1, "scaleTargetRef": {"name": "g", "role": "b"}})
 
 
-def test_the_workload_kind_of_a_role_can_change(custom_resources: ControlPlane, namespace: str) -> None:
+def test_the_workload_kind_of_a_role_can_change(cluster: ControlPlane, namespace: str) -> None:
     """Nothing that was defaulted for the first kind stands in the way of the second."""
     for kind in ("StatefulSet", "LeaderWorkerSet", "Deployment"):
         spec = {"roles": [{"name": "a", "template": POD, "workload": {"kind": kind}}]}
-        _apply(custom_resources, namespace, "RoleBasedGroup", "g", spec)
-    stored = custom_resources.kubectl("get", "rbg", "g", "-n", namespace, "-o", "jsonpath={.spec.roles[0].workload}")
+        _apply(cluster, namespace, "RoleBasedGroup", "g", spec)
+    stored = cluster.kubectl("get", "rbg", "g", "-n", namespace, "-o", "jsonpath={.spec.roles[0].workload}")
     assert json.loads(stored) == {"kind": "Deployment"}
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from custom_resources import API_VERSION, Admission, Json, install
+from custom_resources import API_VERSION, Admission, Json
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.programs import ClusterError
 
@@ -19,9 +19,8 @@ POD = {"spec": {"containers": [{"name": "server", "image": "server:1"}]}}
 
 
 @pytest.fixture(scope="module")
-def admission(control_plane: ControlPlane) -> Admission:
-    install(control_plane)
-    return Admission(control_plane)
+def admission(cluster: ControlPlane) -> Admission:
+    return Admission(cluster)
 
 
 def role(name: str = "a", **fields: object) -> Json:

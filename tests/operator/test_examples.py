@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-import custom_resources
 from epd_runtime import config, router
 from epd_runtime.router import options
 from rbg_operator.api.model import RoleBasedGroup
@@ -87,12 +86,6 @@ def test_depends_on_those_that_it_calls(name: str) -> None:
         command = " ".join(plan_process(group, PodId(role.name, 0), "127.0.0.1").argv)
         called = [other.name for other in group.roles if f"//s-{group.name}-{other.name}" in command]
         assert called == list(role.dependencies), f"{role.name}: {command}"
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> ControlPlane:
-    custom_resources.install(control_plane)
-    return control_plane
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -8,18 +8,19 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
+from typing import Protocol
 
 import pytest
 
 from rbg_operator.kube.client import Client
 from rbg_operator.kube.kubeconfig import load
-from rbg_operator.kube.lease import DURATION_SECONDS, GIVE_UP_SECONDS
+from rbg_operator.kube.lease import DURATION_SECONDS, GIVE_UP_SECONDS, RENEW_SECONDS
 from rbg_operator.kube.resources import LEASE
 from tests.cluster.control_plane import ControlPlane
 
-TAKEOVER_SECONDS = 15.0
+TAKEOVER_SECONDS = 30.0
 WAIT_SECONDS = 60.0
 
 # Prints what it is with the monotonic clock, which all processes of a machine share. `until` is the last moment of
@@ -44,11 +45,11 @@ async def work(election):
         print("until", last, flush=True)
 
 async def main():
-    kubeconfig, namespace, identity = sys.argv[1:]
+    kubeconfig, namespace, lease, identity = sys.argv[1:]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with Client(load(kubeconfig)) as client:
-        election = Election(client, namespace, "leader", identity, manager="test")
+        election = Election(client, namespace, lease, identity, manager="test")
         say("ready")
         await election.acquire()
         say("leading")
@@ -85,16 +86,18 @@ class Candidate:
         return now
 
 
-Start = Callable[[str], Awaitable[Candidate]]
+class Start(Protocol):
+    """Starts a candidate for a Lease."""
+
+    def __call__(self, identity: str, lease: str = "leader") -> Awaitable[Candidate]: ...
 
 
 @pytest.fixture
 async def start(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Start]:
-    """Starts a candidate of a name."""
     candidates: list[Candidate] = []
 
-    async def start(identity: str) -> Candidate:
-        arguments = [sys.executable, "-c", CANDIDATE, str(control_plane.kubeconfig), namespace, identity]
+    async def start(identity: str, lease: str = "leader") -> Candidate:
+        arguments = [sys.executable, "-c", CANDIDATE, str(control_plane.kubeconfig), namespace, lease, identity]
         candidate = Candidate(await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE))
         candidates.append(candidate)
         await candidate.says("ready")
@@ -107,13 +110,61 @@ async def start(control_plane: ControlPlane, namespace: str) -> AsyncIterator[St
         await candidate.process.wait()
 
 
-async def test_the_next_takes_over_after_a_kill(start: Start) -> None:
-    first = await start("first")
+async def test_killed_frozen_deleted_and_many(control_plane: ControlPlane, namespace: str, start: Start) -> None:
+    """Four elections side by side, as each mostly waits."""
+    async with Client(load(str(control_plane.kubeconfig))) as client, asyncio.TaskGroup() as elections:
+        elections.create_task(the_next_takes_over_after_a_kill(start))
+        elections.create_task(a_frozen_leader_does_nothing_when_it_wakes(start))
+        elections.create_task(an_annotation_is_nobodys_business_and_a_deleted_lease_is_lost(start, client, namespace))
+        elections.create_task(of_many_at_once_one_leads(start))
+
+
+async def the_next_takes_over_after_a_kill(start: Start) -> None:
+    first = await start("first", "killed")
     await first.says("leading")
-    second = await start("second")
+    second = await start("second", "killed")
     killed = first.signal(signal.SIGKILL)
     took = await second.says("leading")
-    assert GIVE_UP_SECONDS - 1 < took - killed < TAKEOVER_SECONDS
+    assert DURATION_SECONDS - GIVE_UP_SECONDS < took - killed < TAKEOVER_SECONDS
+
+
+async def a_frozen_leader_does_nothing_when_it_wakes(start: Start) -> None:
+    first = await start("first", "frozen")
+    await first.says("leading")
+    second = await start("second", "frozen")
+    first.signal(signal.SIGSTOP)
+    took = await second.says("leading")
+    first.signal(signal.SIGCONT)
+    await first.says("lost")
+    assert await first.says("until") < took
+
+
+async def an_annotation_is_nobodys_business_and_a_deleted_lease_is_lost(
+    start: Start, client: Client, namespace: str
+) -> None:
+    first = await start("first", "deleted")
+    began = await first.says("leading")
+    note = {"metadata": {"annotations": {"note": "hello"}}}
+    await client.merge_patch(LEASE, namespace, "deleted", note, dict, manager="somebody")
+    await asyncio.sleep(5)  # longer than from one renewal to the next
+    await client.delete(LEASE, namespace, "deleted")
+    assert await first.says("lost") >= began + 5
+
+
+async def of_many_at_once_one_leads(start: Start) -> None:
+    candidates = await asyncio.gather(*(start(f"candidate-{number}", "many") for number in range(4)))
+    leading = {asyncio.create_task(candidate.says("leading")): candidate for candidate in candidates}
+    terms: list[tuple[float, float]] = []
+    while leading:
+        done, _ = await asyncio.wait(leading, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            leader = leading.pop(task)
+            await asyncio.sleep(0.5)
+            leader.signal(signal.SIGTERM)
+            await leader.says("stopping")
+            terms.append((task.result(), await leader.says("until")))
+    assert len(terms) == len(candidates)
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(terms))
 
 
 async def test_a_clean_stop_hands_over_at_once(start: Start) -> None:
@@ -128,17 +179,6 @@ async def test_a_clean_stop_hands_over_at_once(start: Start) -> None:
     assert await first.process.wait() == 0
 
 
-async def test_a_frozen_leader_does_nothing_when_it_wakes(start: Start) -> None:
-    first = await start("first")
-    await first.says("leading")
-    second = await start("second")
-    first.signal(signal.SIGSTOP)
-    took = await second.says("leading")
-    first.signal(signal.SIGCONT)
-    await first.says("lost")
-    assert await first.says("until") < took
-
-
 async def test_a_leader_that_is_cut_off_ends_before_the_next_begins(control_plane: ControlPlane, start: Start) -> None:
     first = await start("first")
     await first.says("leading")
@@ -150,7 +190,7 @@ async def test_a_leader_that_is_cut_off_ends_before_the_next_begins(control_plan
         ended = await first.says("until")
     finally:
         control_plane.resume("kube-apiserver")
-    assert lost - paused < GIVE_UP_SECONDS + 1
+    assert lost - paused < GIVE_UP_SECONDS + RENEW_SECONDS
     assert ended <= lost < await second.says("leading")
 
 
@@ -167,32 +207,3 @@ async def test_a_short_silence_changes_nothing(control_plane: ControlPlane, star
     first.signal(signal.SIGTERM)
     assert await first.says("stopping") > began + GIVE_UP_SECONDS
     assert await first.says("until") > began + GIVE_UP_SECONDS
-
-
-async def test_who_touches_the_record(control_plane: ControlPlane, namespace: str, start: Start) -> None:
-    """An annotation is nobody's business; a deleted lease is lost."""
-    first = await start("first")
-    began = await first.says("leading")
-    async with Client(load(str(control_plane.kubeconfig))) as client:
-        note = {"metadata": {"annotations": {"note": "hello"}}}
-        await client.merge_patch(LEASE, namespace, "leader", note, dict, manager="somebody")
-        await asyncio.sleep(5)
-        await client.delete(LEASE, namespace, "leader")
-        lost = await first.says("lost")
-    assert began + 5 <= lost < began + 2 * DURATION_SECONDS
-
-
-async def test_of_many_at_once_one_leads(start: Start) -> None:
-    candidates = await asyncio.gather(*(start(f"candidate-{number}") for number in range(4)))
-    leading = {asyncio.create_task(candidate.says("leading")): candidate for candidate in candidates}
-    terms: list[tuple[float, float]] = []
-    while leading:
-        done, _ = await asyncio.wait(leading, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            leader = leading.pop(task)
-            await asyncio.sleep(0.5)
-            leader.signal(signal.SIGTERM)
-            await leader.says("stopping")
-            terms.append((task.result(), await leader.says("until")))
-    assert len(terms) == len(candidates)
-    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(terms))

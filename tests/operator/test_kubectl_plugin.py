@@ -120,15 +120,9 @@ class Plugin:
         return output.count(" Running ") == count and "0/" not in output
 
 
-@pytest.fixture(scope="module")
-def custom_resources(control_plane: ControlPlane) -> ControlPlane:
-    install(control_plane)
-    return control_plane
-
-
 @pytest.fixture
-def plugin(custom_resources: ControlPlane, namespace: str, tmp_path: Path) -> Plugin:
-    return Plugin(custom_resources, namespace, tmp_path)
+def plugin(cluster: ControlPlane, namespace: str, tmp_path: Path) -> Plugin:
+    return Plugin(cluster, namespace, tmp_path)
 
 
 @pytest.fixture(scope="module")

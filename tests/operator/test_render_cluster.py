@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from custom_resources import install
 from optional_kinds import install_optional_kinds
 from rbg_operator.api.model import RoleBasedGroup
 from rbg_operator.api.parse import parse_group
@@ -72,10 +71,9 @@ def live(answer: Json) -> Live:
 
 
 @pytest.fixture(scope="module")
-def cluster(control_plane: ControlPlane) -> ControlPlane:
-    install(control_plane)
-    install_optional_kinds(control_plane)
-    return control_plane
+def cluster(cluster: ControlPlane) -> ControlPlane:
+    install_optional_kinds(cluster)
+    return cluster
 
 
 @pytest.fixture

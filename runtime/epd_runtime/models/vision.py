@@ -6,6 +6,7 @@ host.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -89,16 +90,16 @@ class VisionBlock(nn.Module):
         return result
 
 
-class VisionTower(nn.Module):
+class VisionTower(nn.Module, abc.ABC):
     """Patches of several images to their embeddings; each family has its own."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
 
+    @abc.abstractmethod
     def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
         """pixels [patches, channels * patch * patch] normalised, in merge-block order -> [rows, embedding_width]."""
-        raise NotImplementedError
 
 
 class PlainMLP(nn.Module):
