@@ -20,7 +20,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TUNED_FOR_ROWS)
         self._weight = nn.Parameter(packed, requires_grad=False)
-        self._bias = None if bias is None else bias.detach()
+        self._bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
