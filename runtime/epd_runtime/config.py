@@ -11,10 +11,10 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from epd_runtime.net.address import bind_address
+from epd_runtime.net.address import bind_address, split_address
 
 
 class Role(enum.StrEnum):
@@ -30,7 +30,7 @@ class Role(enum.StrEnum):
 POSITIVE = (
     "port", "disaggregation_bootstrap_port", "page_size", "max_running_requests", "max_queued_requests",
     "chunked_prefill_size", "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads",
-    "media_url_max_file_size_mb", "max_image_pixels", "cuda_graph_max_bs",
+    "media_url_max_file_size_mb", "max_image_pixels", "cuda_graph_max_bs", "tp_size", "nnodes", "dist_timeout",
 )  # fmt: skip
 
 
@@ -79,6 +79,12 @@ class ServerConfig:
     )
     api_key: str | None = flag(None, "Key that clients must send as a bearer token; health and metrics stay open.")
     admin_api_key: str | None = flag(None, "Key for /flush_cache and /abort_request; default: --api-key.")
+
+    tp_size: int = flag(1, "Ranks that share the language model (tensor parallelism), over all nodes together.")
+    nnodes: int = flag(1, "Nodes that the ranks are spread over, equally.")
+    node_rank: int = flag(0, "Which of the nodes this is; node 0 serves requests, the others only /health.")
+    dist_init_addr: str | None = flag(None, "HOST:PORT on node 0 where the ranks of all nodes meet.")
+    dist_timeout: int = flag(600, "Seconds until every rank must have come, and until all must have loaded.")
 
     dtype: str = flag("auto", "Data type of weights and KV.", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = flag("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
@@ -146,6 +152,11 @@ class ServerConfig:
         return self.served_model_name or self.model_path
 
     @property
+    def ranks_per_node(self) -> int:
+        """Ranks of the language model on each node."""
+        return self.tp_size // self.nnodes
+
+    @property
     def has_vision_tower(self) -> bool:
         """Whether this process loads the vision tower."""
         return not self.language_only and self.role is not Role.DECODE
@@ -173,6 +184,7 @@ class ServerConfig:
         if self.encoder_urls and not self.language_only:
             raise ConfigError("--encoder-urls needs --language-only: without it this server encodes images itself")
         self._validate_numbers()
+        self._validate_ranks()
         return self
 
     def _validate_numbers(self) -> None:
@@ -190,6 +202,28 @@ class ServerConfig:
             raise ConfigError("--port and --disaggregation-bootstrap-port must be between 1 and 65535")
         if self.role is Role.PREFILL and self.port == self.disaggregation_bootstrap_port:
             raise ConfigError(f"--port and --disaggregation-bootstrap-port are both {self.port}; they must differ")
+
+    def _validate_ranks(self) -> None:
+        if self.tp_size > 1 and self.encoder_only:
+            raise ConfigError("--encoder-only excludes --tp-size: a vision tower is not divided; run more encoders")
+        if self.tp_size > 1 and self.disaggregation_mode is not None:
+            raise ConfigError(
+                "--disaggregation-mode excludes --tp-size: ranks do not hand KV over yet; serve prefill and decode "
+                "together, with --language-only where encoders are apart"
+            )
+        if self.tp_size % self.nnodes:
+            raise ConfigError(f"--tp-size {self.tp_size} cannot be spread equally over --nnodes {self.nnodes}")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ConfigError(
+                f"--node-rank {self.node_rank} is none of the nodes 0 to {self.nnodes - 1} of --nnodes {self.nnodes}"
+            )
+        if self.nnodes > 1 and self.dist_init_addr is None:
+            raise ConfigError("--nnodes needs --dist-init-addr HOST:PORT: where the ranks meet, on node 0")
+        if self.dist_init_addr is not None:
+            try:
+                split_address(self.dist_init_addr)
+            except ValueError as error:
+                raise ConfigError(f"--dist-init-addr {error}") from None
 
 
 def _flag_name(field_name: str) -> str:
@@ -225,6 +259,12 @@ def build_parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(ServerConfig):
         parser.add_argument(_flag_name(field.name), **_argument(field, hints[field.name]))
     return parser
+
+
+def from_values(values: Mapping[str, Any]) -> ServerConfig:
+    """A configuration that went through JSON, which turned its tuples into lists."""
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return ServerConfig(**given)
 
 
 def from_argv(argv: Sequence[str] | None = None) -> ServerConfig:

@@ -8,6 +8,7 @@ one dies the other ends too (the engine reads EOF on its standard input, the API
     API process ◀────────────────────────────────────────────── engine process
         EngineReady | EngineFailed   (exactly one of them first)
         StepOutputs | RequestFailed | EncodeDone | CacheFlushed | ImagesWanted
+        EngineFailed                 (the last, when one of several ranks is lost)
 
 Every GenerateRequest ends with one TokenOutput that has a finish_reason, or with one RequestFailed, never both;
 after an AbortRequest nothing more need come. All times are seconds of time.time().
@@ -164,7 +165,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
-    """The engine cannot start; the message tells the user why."""
+    """The engine cannot start, or go on; the message tells the user why."""
 
     message: str
 

@@ -16,6 +16,7 @@ from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import place_model
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.overlap import StepPipeline
+from epd_runtime.engine.ranks.leader import Leader
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.waker import Waker
@@ -38,11 +39,16 @@ LIMITS = ImageLimits(max_images=16, max_file_bytes=1 << 24, max_pixels=1 << 24)
 class InProcessEngine:
     """One model. Every call of generate() or serve() starts from an empty cache."""
 
-    def __init__(self, folder: Path, dtype: str = "float32") -> None:
-        self._server = ServerConfig(model_path=str(folder), device="cpu", dtype=dtype)
+    def __init__(self, folder: Path, dtype: str = "float32", leader: Leader | None = None, ranks: int = 1) -> None:
+        """leader: of so many ranks that compute together."""
+        self._server = ServerConfig(model_path=str(folder), device="cpu", dtype=dtype, tp_size=ranks)
         self._placement = place_model(self._server)
+        self._leader = leader
         place = (folder, self._placement.device, self._placement.dtype)
-        self._model = load_language_model(self._placement.config, *place, CONTEXT, None)
+        together = leader.ranks if leader is not None else None
+        self._model = load_language_model(self._placement.config, *place, CONTEXT, None, together)
+        if leader is not None:
+            leader.agree(400, 0)
         self._tower = load_vision_tower(self._placement.config, *place, None)
         self._builder = PromptBuilder(load_model_folder(str(folder)), MediaFetcher(LIMITS, 1.0, ()), LIMITS, CONTEXT)
 
@@ -56,11 +62,12 @@ class InProcessEngine:
 
     def serve(self, limits: Limits, num_pages: int = 400) -> Serving:
         """Start with an empty pool of so many pages; what it computes is cached until it is gone."""
-        config, dtype = self._placement.config, self._placement.dtype
+        config, dtype = self._placement.part, self._placement.dtype
         size = page_bytes(config, dtype, limits.page_size)
         garbage = torch.full((num_pages * size // dtype.itemsize,), float("nan"), dtype=dtype)
         layout = KVLayout("test", str(dtype), limits.page_size, size, num_pages)
-        runner = ModelRunner(self._model, KVPool(layout, config, dtype, garbage.view(torch.uint8)), torch.device("cpu"))
+        pool = KVPool(layout, config, dtype, garbage.view(torch.uint8))
+        runner = ModelRunner(self._model, pool, torch.device("cpu"), leader=self._leader)
         images = None
         if self._tower is not None:
             images = LocalImages(self._tower, self._server, self._placement, Waker())

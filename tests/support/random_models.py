@@ -72,9 +72,14 @@ def _token_ids() -> dict[str, int]:
 # --- every family, every size drawn -----------------------------------------------------------------------------------
 
 
-def make_random(family: str, folder: Path, draw: random.Random) -> Path:
-    """A model of this model_type whose sizes and weights are drawn; norms and biases are not left at one and zero."""
+def make_random(family: str, folder: Path, draw: random.Random, ranks: int = 1) -> Path:
+    """A model of this model_type whose sizes and weights are drawn; norms and biases are not left at one and zero.
+
+    ranks: such that so many can share it.
+    """
     model = FAMILIES[family](draw)
+    while not _can_be_shared(model.config.get_text_config(), ranks):
+        model = FAMILIES[family](draw)
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -90,12 +95,17 @@ def make_random(family: str, folder: Path, draw: random.Random) -> Path:
     return folder
 
 
+def _can_be_shared(text: Any, ranks: int) -> bool:
+    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+    return not (heads % ranks or text.intermediate_size % ranks or max(kv_heads, ranks) % min(kv_heads, ranks))
+
+
 def make_telling(
-    family: str, folder: Path, draw: random.Random, ask: Callable[[Path], list[list[int]]]
+    family: str, folder: Path, draw: random.Random, ask: Callable[[Path], list[list[int]]], ranks: int = 1
 ) -> tuple[Path, list[list[int]]]:
     """A model drawn until its answers vary, and the answers: one that repeats a token or two would prove nothing."""
     for attempt in range(10):
-        model = make_random(family, folder / str(attempt), draw)
+        model = make_random(family, folder / str(attempt), draw, ranks)
         answers = ask(model)
         if len({token for answer in answers for token in answer}) > 4:
             return model, answers

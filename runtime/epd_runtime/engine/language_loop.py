@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import torch
 import zmq
 
@@ -24,6 +25,7 @@ from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.overlap import StepPipeline
+from epd_runtime.engine.ranks.leader import Leader
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.grammar import GrammarCompiler
 from epd_runtime.engine.scheduler import Scheduler
@@ -63,15 +65,28 @@ class LanguageLoop:
         seed = server.random_seed if server.load_format == "dummy" else None
         self._channel = channel
         self._waker = Waker()
+        leader = Leader(server, placement, channel.abandon) if server.tp_size > 1 else None
         model = load_language_model(
-            placement.config, placement.folder, placement.device, placement.dtype, placement.context_length, seed
+            placement.config,
+            placement.folder,
+            placement.device,
+            placement.dtype,
+            placement.context_length,
+            seed,
+            leader.ranks if leader is not None else None,
         )
         tower = None
         if server.has_vision_tower:
             tower = load_vision_tower(placement.config, placement.folder, placement.device, placement.dtype, seed)
+        self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
         self._layout = plan_kv(server, placement)
+        if leader is not None:
+            num_pages, self._weight_bytes["language"] = leader.agree(
+                self._layout.num_pages, self._weight_bytes["language"]
+            )
+            self._layout = msgspec.structs.replace(self._layout, num_pages=num_pages)
         self._allocator = PageAllocator(self._layout.num_pages)
-        pool = KVPool(self._layout, placement.config, placement.dtype, self._open_storage(server, placement))
+        pool = KVPool(self._layout, placement.part, placement.dtype, self._open_storage(server, placement))
         self._scheduler = self._open_scheduler(server, placement, pool)
         self._runner = ModelRunner(
             model,
@@ -80,11 +95,12 @@ class LanguageLoop:
             server.prefill_attention_backend or server.attention_backend,
             server.decode_attention_backend or server.attention_backend,
             frozenset(placement.config.eos_token_ids),
+            leader,
         )
-        if placement.device.type == "cuda" and not server.disable_cuda_graph:
+        if placement.device.type == "cuda" and not server.disable_cuda_graph and leader is None:
             largest = min(server.cuda_graph_max_bs or server.max_running_requests, server.max_running_requests)
             self._runner.pad_decode(graph_sizes(largest), placement.context_length)
-        overlaps = placement.device.type == "cuda" and not server.disable_overlap_schedule
+        overlaps = placement.device.type == "cuda" and not server.disable_overlap_schedule and leader is None
         self._steps = StepPipeline(self._scheduler, self._runner.launch, overlaps)
         self._images: ImageSource | None = None
         if tower is not None:
@@ -100,7 +116,7 @@ class LanguageLoop:
             self._waker.wake,
         )
         self._context_length = placement.context_length
-        self._weight_bytes = {"vision": weight_bytes(tower), "language": weight_bytes(model)}
+        self._num_ranks = server.tp_size
         self._reported = EngineStats()
 
     def _open_storage(self, server: ServerConfig, placement: Placement) -> torch.Tensor:
@@ -155,7 +171,7 @@ class LanguageLoop:
             embedding_port=self._images.port if isinstance(self._images, RemoteImages) else 0,
             bootstrap_port=self._handoff.bootstrap_port if isinstance(self._handoff, PrefillSide) else 0,
             weight_bytes=self._weight_bytes,
-            kv_bytes=self._layout.num_pages * self._layout.page_bytes,
+            kv_bytes=self._num_ranks * self._layout.num_pages * self._layout.page_bytes,
             stats=self._stats(),
         )
 

@@ -12,17 +12,17 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 import zmq
 
 from epd_runtime.accelerator import DeviceLostError
 from epd_runtime.attention.registry import AttentionUnavailableError
-from epd_runtime.config import Role, ServerConfig
-from epd_runtime.container import usable_cpus
+from epd_runtime.config import Role, ServerConfig, from_values
 from epd_runtime.encoder.encoder_loop import EncoderLoop
 from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.engine.language_loop import LanguageLoop
-from epd_runtime.engine.loading import StartError, place_model
+from epd_runtime.engine.loading import Placement, StartError, choose_threads, place_model
+from epd_runtime.engine.ranks.node import WorkerNode
+from epd_runtime.engine.ranks.wire import RankError
 from epd_runtime.kernels import ops
 from epd_runtime.messages import EngineFailed
 from epd_runtime.model_config import ModelConfigError
@@ -37,16 +37,16 @@ def main() -> int:
     ipc_dir = Path(order["ipc_dir"])
     exit_with_parent(ipc_dir)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
-    server = _config(order["config"])
+    server = from_values(order["config"])
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
-    torch.set_num_threads(server.num_threads or usable_cpus())
+    choose_threads(server)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     channel = Channel(context, ipc_dir)
     try:
         placement = place_model(server)
         ops.choose(ops.fastest(placement.device))
-        loop = (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
-    except (StartError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
+        loop = _open_loop(server, placement, context, channel)
+    except (StartError, RankError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
         channel.send(EngineFailed(str(error)))
         context.destroy(linger=1000)
         return 1
@@ -55,6 +55,12 @@ def main() -> int:
         channel.send(EngineFailed(f"{type(error).__name__}: {error}"))
         context.destroy(linger=1000)
         return 1
+    if isinstance(loop, WorkerNode):
+        try:
+            loop.run()
+        except Exception as error:
+            log.exception("this node cannot go on")
+            channel.abandon(f"{type(error).__name__}: {error}")
     channel.send(loop.ready())
     try:
         loop.run()
@@ -64,9 +70,12 @@ def main() -> int:
     return 0
 
 
-def _config(values: dict[str, object]) -> ServerConfig:
-    """The API process's configuration; JSON turned its tuples into lists."""
-    return ServerConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})  # type: ignore[arg-type]
+def _open_loop(
+    server: ServerConfig, placement: Placement, context: zmq.Context[zmq.Socket[bytes]], channel: Channel
+) -> EncoderLoop | LanguageLoop | WorkerNode:
+    if server.node_rank > 0:
+        return WorkerNode(server, placement, channel)
+    return (EncoderLoop if server.role is Role.ENCODER else LanguageLoop)(server, placement, context, channel)
 
 
 if __name__ == "__main__":

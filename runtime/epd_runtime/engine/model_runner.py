@@ -19,7 +19,7 @@ from epd_runtime.attention.registry import open_attention
 from epd_runtime.engine.batch_builder import BatchBuilder
 from epd_runtime.engine.cuda_graphs import DecodeBuffers, PaddedDecode
 from epd_runtime.engine.future_tokens import FutureTokens
-from epd_runtime.engine.request import Request
+from epd_runtime.engine.ranks.leader import Leader
 from epd_runtime.engine.sampling.logprobs import prompt_rows, record_prompt
 from epd_runtime.engine.sampling.sampler import Sampler
 from epd_runtime.engine.scheduler import Work
@@ -30,6 +30,8 @@ from epd_runtime.models.experts import ExpertsMLP
 log = logging.getLogger(__name__)
 
 PROMPT_LOGPROBS_AT_ONCE = 64  # tokens
+
+Wanted = tuple[int, Work, range]  # a work's first row in the batch, and the tokens of its prompt that want logprobs
 
 
 class ModelRunner:
@@ -43,8 +45,10 @@ class ModelRunner:
         prefill_attention: str | None = None,
         decode_attention: str | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
+        leader: Leader | None = None,
     ) -> None:
-        """The attention implementations by name; None is the device's default."""
+        """The attention implementations by name; None is the device's default. leader: when ranks are several."""
+        self._leader = leader
         self._num_axes = 3 if model.config.mrope_section else 1
         self._model = model
         self._pool = pool
@@ -85,14 +89,30 @@ class ModelRunner:
         wanted = [(start, item, tokens) for start, item, tokens in _prompt_logprobs(work) if tokens]
         logits = None if wanted else self._decode(work)
         if logits is None:
-            batch = self._builder.build(work)
-            self._futures.fill(work, batch.input_ids)
-            self._pool.clear(batch.begun_pages)
-            logits = self._score_prompts(batch, wanted) if wanted else self._forward(batch)
+            logits = self._compute(work, wanted) if self._leader is None else self._lead(self._leader, work, wanted)
         requests = [item.request for item in work if item.samples]
         tokens = self._sampler.choose(logits, requests)
         self._futures.keep(tokens, requests)
         return LaunchedStep(tokens)
+
+    def _compute(self, work: Sequence[Work], wanted: Sequence[Wanted]) -> Tensor:
+        batch = self._builder.build(work)
+        self._futures.fill(work, batch.input_ids)
+        return self._finish(batch, wanted)
+
+    def _lead(self, leader: Leader, work: Sequence[Work], wanted: Sequence[Wanted]) -> Tensor:
+        """Compute on all ranks. Does not return if it fails: the others would wait for ever."""
+        batch = self._host_builder.build(work)
+        scored = [(row, count) for one in wanted for _, row, count in _score_runs(*one)]
+        try:
+            return self._finish(leader.share(batch, scored), wanted)
+        except Exception as error:
+            log.exception("a step failed")
+            leader.give_up(error)
+
+    def _finish(self, batch: ForwardBatch, wanted: Sequence[Wanted]) -> Tensor:
+        self._pool.clear(batch.begun_pages)
+        return self._score_prompts(batch, wanted) if wanted else self._forward(batch)
 
     def _decode(self, work: Sequence[Work]) -> Tensor | None:
         """Logits of a step that runs padded; None if it cannot."""
@@ -110,21 +130,15 @@ class ModelRunner:
         logits: Tensor = self._model(batch, self._attention)
         return logits
 
-    def _score_prompts(self, batch: ForwardBatch, wanted: Sequence[tuple[int, Work, range]]) -> Tensor:
+    def _score_prompts(self, batch: ForwardBatch, wanted: Sequence[Wanted]) -> Tensor:
         """Logits as _forward() gives them, and on the way the logprobs of prompt tokens that requests want."""
         self._attention.prepare(batch)
         x, residual = self._model.hidden(batch, self._attention)
         for start, item, tokens in wanted:
-            self._record_prompt(x, residual, start, item.request, tokens)
+            for token, row, count in _score_runs(start, item, tokens):
+                rows = torch.arange(row, row + count, device=x.device)
+                record_prompt(self._model.logits(x, residual, rows), item.request, token)
         return self._model.logits(x, residual, batch.logit_rows)
-
-    def _record_prompt(self, x: Tensor, residual: Tensor, start: int, request: Request, tokens: range) -> None:
-        """Logprobs of a prompt's tokens, a few at a time: a chunk's logits over a large vocabulary are gigabytes."""
-        for first in range(tokens.start, tokens.stop, PROMPT_LOGPROBS_AT_ONCE):
-            count = min(PROMPT_LOGPROBS_AT_ONCE, tokens.stop - first)
-            row = start + first - 1 - request.num_computed
-            rows = torch.arange(row, row + count, device=x.device)
-            record_prompt(self._model.logits(x, residual, rows), request, first)
 
 
 class LaunchedStep:
@@ -140,9 +154,18 @@ class LaunchedStep:
         return result
 
 
-def _prompt_logprobs(work: Sequence[Work]) -> Iterator[tuple[int, Work, range]]:
-    """First row of every work's tokens, and the tokens of its prompt whose logprobs they give."""
+def _prompt_logprobs(work: Sequence[Work]) -> Iterator[Wanted]:
     start = 0
     for item in work:
         yield start, item, prompt_rows(item.request, item.num_tokens)
         start += item.num_tokens
+
+
+def _score_runs(start: int, item: Work, tokens: range) -> Iterator[tuple[int, int, int]]:
+    """(token, row, count): rows of the batch that give the logprobs of tokens from this one on.
+
+    A few at a time: a chunk's logits over a large vocabulary are gigabytes.
+    """
+    for first in range(tokens.start, tokens.stop, PROMPT_LOGPROBS_AT_ONCE):
+        count = min(PROMPT_LOGPROBS_AT_ONCE, tokens.stop - first)
+        yield first, start + first - 1 - item.request.num_computed, count

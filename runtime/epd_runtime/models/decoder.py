@@ -14,6 +14,7 @@ from epd_runtime.kernels import ops
 from epd_runtime.model_config import TextConfig
 from epd_runtime.models.experts import ExpertsMLP
 from epd_runtime.models.layers import GatedMLP, RMSNorm
+from epd_runtime.models.ranks import Ranks
 from epd_runtime.models.rope import RotaryTable
 
 
@@ -45,8 +46,9 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP, each with a residual; the last sum is left to the next norm, which adds it anyway."""
 
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    def __init__(self, config: TextConfig, layer: int, ranks: Ranks | None) -> None:
         super().__init__()
+        self._ranks = ranks
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -61,19 +63,24 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The layer's input is x + residual [tokens, hidden]; so is its output."""
         normed, residual = self.input_layernorm.add(x, residual)
-        attended = self.self_attn(normed, cos, sin, batch, backend)
+        attended = self._whole(self.self_attn(normed, cos, sin, batch, backend))
         normed, residual = self.post_attention_layernorm.add(attended, residual)
-        return self.mlp(normed), residual
+        return self._whole(self.mlp(normed)), residual
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x if self._ranks is None else self._ranks.sum(x)
 
 
 class LanguageModel(nn.Module):
     """Tokens (and image embeddings in their places) to logits of the rows that are sampled."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, ranks: Ranks | None = None) -> None:
+        """config: the sizes of this rank's part, see Shard.part_of; ranks: None when it is the whole model."""
         super().__init__()
         self.config = config
+        self.ranks = ranks
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, index, ranks) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -88,13 +95,13 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, batch: ForwardBatch, backend: AttentionBackend) -> Tensor:
-        """Logits [len(batch.logit_rows), vocab] float32."""
+        """Logits [len(batch.logit_rows), vocab] float32; of several ranks, only rank 0's are whole."""
         return self.logits(*self.hidden(batch, backend), batch.logit_rows)
 
     def hidden(self, batch: ForwardBatch, backend: AttentionBackend) -> tuple[Tensor, Tensor]:
         """Two tensors [tokens, hidden] whose sum the last norm takes."""
         assert self.rope is not None
-        x = self.embed_tokens(batch.input_ids)
+        x = self._embed(batch.input_ids)
         deepstack: tuple[Tensor, ...] = ()  # what image rows receive behind each of the first layers (DeepStack)
         if batch.image_rows is not None and batch.image_embeddings is not None:
             parts = batch.image_embeddings.to(x.dtype).view(len(batch.image_rows), -1, x.shape[1]).unbind(1)
@@ -108,8 +115,12 @@ class LanguageModel(nn.Module):
         return x, residual
 
     def logits(self, x: Tensor, residual: Tensor, rows: Tensor) -> Tensor:
-        """Logits [len(rows), vocab] float32 of some rows of hidden()'s tensors."""
+        """Logits [len(rows), vocab] float32 of some rows of hidden()'s tensors; of several ranks, as forward()."""
         x, _ = self.norm.add(x[rows], residual[rows])
         assert self.lm_head is not None
-        head: Tensor = self.lm_head(x)
-        return head.float()
+        logits: Tensor = self.lm_head(x)
+        return (logits if self.ranks is None else self.ranks.gather_logits(logits)).float()
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.embed_tokens(ids) if self.ranks is None else self.ranks.embed(self.embed_tokens.weight, ids)
+        return rows

@@ -19,8 +19,9 @@ from epd_runtime.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from epd_runtime.models.decoder import LanguageModel
 from epd_runtime.models.loader import Place, fill_dummy, load_weights
 from epd_runtime.models.names import LanguageNames, vision_names
+from epd_runtime.models.ranks import Ranks
 from epd_runtime.models.rope import RotaryTable
-from epd_runtime.models.shard import WHOLE, Shard
+from epd_runtime.models.shard import WHOLE
 from epd_runtime.models.vision import VisionTower
 
 VISION_TOWERS: dict[str, tuple[Callable[[VisionConfig], VisionTower], Mapping[str, str]]] = {
@@ -38,15 +39,25 @@ def load_language_model(
     dtype: torch.dtype,
     num_positions: int,
     dummy_seed: int | None,
-    shard: Shard = WHOLE,
+    ranks: Ranks | None = None,
 ) -> LanguageModel:
     """The language model, or one rank's part of it, with its weights; dummy_seed draws them instead of reading."""
-    model = _allocate(lambda: LanguageModel(shard.part_of(config.text)), device, dtype)
+    shard = ranks.shard if ranks is not None else WHOLE
+    model = _allocate(lambda: LanguageModel(shard.part_of(config.text), ranks), device, dtype)
     _fill(model, folder, LanguageNames(config.text, shard), dummy_seed)
+    if shard.rank > 0:
+        _leave_biases_to_rank_0(model)
     model.tie_head()
     pack_linears(model)
     model.rope = RotaryTable(config.text, num_positions, device)
     return model
+
+
+def _leave_biases_to_rank_0(model: LanguageModel) -> None:
+    """What is added behind a sum over ranks must be added once."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((".o_proj.bias", ".down_proj.bias")):
+            parameter.data.zero_()
 
 
 def load_vision_tower(

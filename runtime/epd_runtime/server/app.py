@@ -76,8 +76,7 @@ class Answering(Protocol):
 def build_app(service: Service) -> FastAPI:
     """The application of one server process."""
     app = FastAPI(title="epd_runtime", openapi_url=None)
-    endpoints = _information(service) + _administration(service)
-    endpoints += _encoding(service) if service.config.role is Role.ENCODER else _generation(service)
+    endpoints = _endpoints(service)
     document = openapi_document(endpoints, with_keys=service.config.api_key is not None)
 
     async def openapi(request: Request) -> Response:
@@ -92,7 +91,14 @@ def build_app(service: Service) -> FastAPI:
     return app
 
 
-def _information(service: Service) -> list[Endpoint]:
+def _endpoints(service: Service) -> list[Endpoint]:
+    if service.config.node_rank > 0:  # requests go to node 0; probes are the same on all nodes
+        return _information(service, "/health_generate")
+    own = _encoding if service.config.role is Role.ENCODER else _generation
+    return _information(service) + _administration(service) + own(service)
+
+
+def _information(service: Service, *probes: str) -> list[Endpoint]:
     def get(path: str, summary: str, render: Callable[[], Response], *methods: str) -> Endpoint:
         async def handler(request: Request) -> Response:
             return render()
@@ -111,7 +117,7 @@ def _information(service: Service) -> list[Endpoint]:
     server_info = partial(_json, service, info.server_info)
     model_info = partial(_json, service, info.model_info)
     return [
-        *(get(path, "Whether requests are served", health) for path in ("/health", "/ready")),
+        *(get(path, "Whether requests are served", health) for path in ("/health", "/ready", *probes)),
         get("/ping", "Whether requests are served", health, "GET", "POST"),
         *(get(path, "Flags, state, memory", server_info) for path in ("/server_info", "/get_server_info")),
         *(get(path, "The model", model_info) for path in ("/model_info", "/get_model_info")),

@@ -101,6 +101,7 @@ class EngineClient:
         self.dead: RequestError | None = None
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineReady | EngineFailed] = self._loop.create_future()
+        self.failed: asyncio.Future[str] = self._loop.create_future()  # why the engine says it ends
         self._mailboxes: dict[str, Mailbox] = {}
         self._closed = False
         self._to_engine, self._from_engine = sockets.to_engine, sockets.from_engine
@@ -194,6 +195,8 @@ class EngineClient:
             case EngineReady() | EngineFailed():
                 if isinstance(message, EngineReady):
                     self.stats = message.stats
+                elif not self.failed.done():
+                    self.failed.set_result(message.message)
                 if not self.ready.done():
                     self.ready.set_result(message)
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +25,12 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from epd_runtime.child_process import give_order, start_child
 from epd_runtime.config import ServerConfig
 
 ENGINE_COMMAND = (sys.executable, "-m", "epd_runtime.engine.main")
 STOP_SECONDS = 5.0
-PR_SET_PDEATHSIG = 1
 MAX_DIRECTORY_LENGTH = 80  # a socket path holds at most 107 bytes
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
 
 def make_ipc_dir() -> Path:
@@ -74,22 +71,10 @@ class EngineProcess:
 
         The sockets follow at once: an engine that fails early says so before the rest of this process is imported.
         """
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
-
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, preexec_fn=die_with_parent, process_group=0
-        )
+        self._process = start_child(self._command)
         self._sockets = EngineSockets(self.ipc_dir)  # behind the fork, because it starts threads
-        line = msgspec.json.encode({"config": dataclasses.asdict(self._config), "ipc_dir": str(self.ipc_dir)})
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead already; watch() tells
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
+        order = {"config": dataclasses.asdict(self._config), "ipc_dir": str(self.ipc_dir)}
+        give_order(self._process, msgspec.json.encode(order))
 
     def watch(self) -> asyncio.Future[int]:
         """A future of the exit status (negative: the signal); completes as soon as the process is gone."""
@@ -138,8 +123,3 @@ class EngineProcess:
         if self._process is None:
             raise RuntimeError("the engine process was not started")
         return self._process
-
-
-def describe_exit(code: int) -> str:
-    """How a process ended, for a message to the user."""
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

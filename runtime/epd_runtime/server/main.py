@@ -20,13 +20,14 @@ from typing import Any
 
 import uvicorn
 
+from epd_runtime.child_process import describe_exit
 from epd_runtime.config import ServerConfig
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.model_folder import ModelFolder
 from epd_runtime.messages import EngineFailed, EngineReady
 from epd_runtime.server.app import build_app
 from epd_runtime.server.engine_client import EngineClient
-from epd_runtime.server.engine_process import EngineProcess, describe_exit
+from epd_runtime.server.engine_process import EngineProcess
 from epd_runtime.server.service import Service, Status
 
 DRAIN_SECONDS = 30.0
@@ -94,9 +95,8 @@ class ServerProcess:
     async def _serve(self, http: asyncio.Task[None]) -> int:
         stop = asyncio.create_task(self._stop.wait())
         await self._first(self._engine.ready, stop, http)
-        if self._exited.done() and not self._engine.ready.done():
-            # The death is known at once, the message that explains it may still be on its way.
-            await asyncio.wait({self._engine.ready}, timeout=LAST_WORDS_SECONDS)
+        if self._exited.done():
+            await self._hear_last_words()
         if self._engine.ready.done():
             ready = self._engine.ready.result()
             if isinstance(ready, EngineFailed):
@@ -105,9 +105,9 @@ class ServerProcess:
             await self._first(stop, http)
         if stop.done():
             await self._drain()
-        if self._exited.done():
-            when = "" if self._engine.ready.done() else " before it was ready"
-            status = self._failed(f"the engine process {describe_exit(self._exited.result())}{when}")
+        if self._exited.done() and not (stop.done() and self._is_helper):
+            await self._hear_last_words()
+            status = self._failed(self._describe_end())
             await self._until_idle(FLUSH_SECONDS)
             return status
         return 0 if stop.done() else self._failed("the HTTP server stopped by itself")
@@ -126,6 +126,21 @@ class ServerProcess:
         self._service.fail(RequestError(503, message))
         return 1
 
+    async def _hear_last_words(self) -> None:
+        """The death is known at once, the message that explains it may still be on its way."""
+        await asyncio.wait({self._engine.failed}, timeout=LAST_WORDS_SECONDS)
+
+    def _describe_end(self) -> str:
+        if self._engine.failed.done():
+            return f"the engine has ended: {self._engine.failed.result()}"
+        when = "" if self._engine.ready.done() else " before it was ready"
+        return f"the engine process {describe_exit(self._exited.result())}{when}"
+
+    @property
+    def _is_helper(self) -> bool:
+        """Whether this node only computes for node 0: then it stays until that one has drained, and ends with it."""
+        return self._service.config.node_rank > 0
+
     async def _drain(self) -> None:
         logger.info("draining: %d requests under way", self._service.num_open)
         self._service.status = Status.DRAINING
@@ -135,7 +150,9 @@ class ServerProcess:
         """Wait until no request is under way, at most so many seconds; less if told to stop now or the engine dies."""
         deadline = asyncio.get_running_loop().time() + seconds
         draining = self._service.status is Status.DRAINING
-        while self._service.num_open and asyncio.get_running_loop().time() < deadline:
+        while (
+            self._service.num_open or (draining and self._is_helper)
+        ) and asyncio.get_running_loop().time() < deadline:
             if draining and (self._stop_now.is_set() or self._exited.done()):
                 return
             await asyncio.sleep(0.02)
