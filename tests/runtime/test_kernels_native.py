@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from epd_runtime.attention.batch import ForwardBatch
 from epd_runtime.attention.reference import ReferenceDecode
 from epd_runtime.kernels import ops, plain
 from epd_runtime.kernels.native_ops import library, operations
+from epd_runtime.kernels.packed_linear import PackedLinear, pack_linears
 
 SIZES = [(1, 1, 1), (1, 9, 64), (5, 3, 20), (300, 4, 128)]  # tokens, heads, head_dim; the last is worth threads
 
@@ -59,6 +60,30 @@ def test_rotation(tokens: int, heads: int, size: int) -> None:
     )
     for ours, expected in zip(operations.rotate(q, k, cos, sin), plain.rotate(q, k, cos, sin), strict=True):
         assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("inside", "out"), [(1, 1), (50, 37), (64, 64), (33, 80), (576, 1000)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products(inside: int, out: int, has_bias: bool) -> None:
+    """Every size of tile; outputs that fill no panel, rows with gaps, no rows at all."""
+    plainly = nn.Linear(inside, out, bias=has_bias).requires_grad_(False)
+    packed = PackedLinear(plainly.weight, plainly.bias)
+    for rows in (0, 1, 2, 3, 4, 5, 6, 7, 18):
+        x = torch.randn(rows, inside + 3)[:, 1 : inside + 1]
+        assert_close(packed(x), plainly(x), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, inside, 3).mT
+    assert_close(packed(x), plainly(x), rtol=1e-4, atol=1e-5)
+    assert_close(packed(x[0, 0]), plainly(x[0, 0]), rtol=1e-4, atol=1e-5)
+    for wrong in (torch.randn(2, inside + 1), torch.randn(2, inside).double()):
+        with pytest.raises(ValueError, match="expected"):
+            packed(wrong)
+
+
+def test_only_what_c_takes_is_packed() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2).bfloat16()))
+    pack_linears(module)
+    kinds = [type(child) for child in (module[0], *module[1])]  # type: ignore[misc]
+    assert kinds == [PackedLinear, PackedLinear, nn.Linear]
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -146,6 +171,9 @@ def test_without_a_compiler_the_engine_says_so_and_runs(
     monkeypatch.setenv("CC", "/nowhere/cc")
     assert ops.fastest(torch.device("cpu")) == "plain"
     assert "slower: /nowhere/cc made no library" in caplog.text
+    module = nn.Sequential(nn.Linear(3, 4))
+    pack_linears(module)
+    assert type(module[0]) is nn.Linear
     library.load.cache_clear()
     monkeypatch.setenv("CC", "false")
     with pytest.raises(library.NativeUnavailableError, match="non-zero exit status"):

@@ -1,4 +1,4 @@
-"""ops.c as a shared library: compiled by the machine's C compiler when first used, then kept in the user's cache.
+"""linear.c and ops.c as a shared library: compiled when first used, then kept in the user's cache.
 
 Compiling takes about a second. Where there is no compiler, or no OpenMP runtime of torch's to share, load() says so and
 the engine runs plain PyTorch. Kept apart from the operations, whose import needs the library.
@@ -20,11 +20,13 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("ops.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.c", "ops.c"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 DEADLINE = 60.0  # seconds to compile
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
+    "linear": [*[_POINTER] * 4, *[_LONG] * 4],
+    "panel_width": [],
     "rms_norm": [*[_POINTER] * 3, *[_LONG] * 5, _FLOAT],
     "add_rms_norm": [*[_POINTER] * 5, *[_LONG] * 2, _FLOAT],
     "rotate": [*[_POINTER] * 4, *[_LONG] * 5],
@@ -48,10 +50,10 @@ def load() -> ctypes.CDLL:
         library = _open(compiler, _cache() / f"epd-ops-{_key(compiler)}.so")
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        raise NativeUnavailableError(f"{compiler} made no library of {SOURCE.name}: {detail}") from error
+        raise NativeUnavailableError(f"{compiler} made no library of {SOURCES[0].parent}: {detail}") from error
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _LONG if name == "panel_width" else None
     return library
 
 
@@ -93,17 +95,17 @@ def _key(compiler: str) -> str:
         processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         processor = platform.processor()
-    parts = (SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor)
+    parts = (*(source.read_text() for source in SOURCES), compiler, *FLAGS, platform.machine(), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Object and library apart: linked without -fopenmp, so that no second OpenMP runtime comes in."""
+    """Objects and library apart: linked without -fopenmp, so that no second OpenMP runtime comes in."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        object_file, library = Path(folder) / "ops.o", Path(folder) / "ops.so"
-        for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file)],
-            [compiler, "-shared", str(object_file), "-lm", "-o", str(library)],
-        ):
+        objects, library = [str(Path(folder, source.stem + ".o")) for source in SOURCES], Path(folder, "ops.so")
+        commands = [
+            [compiler, *FLAGS, "-c", str(source), "-o", made] for source, made in zip(SOURCES, objects, strict=True)
+        ]
+        for command in (*commands, [compiler, "-shared", *objects, "-lm", "-o", str(library)]):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE)
         library.replace(path)  # another process may do the same: the last one wins, both are whole
