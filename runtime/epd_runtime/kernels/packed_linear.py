@@ -30,7 +30,8 @@ class PackedLinear(nn.Module):
         out = torch.empty(rows.shape[0], self.out_features)
         bias = 0 if self._bias is None else self._bias.data_ptr()
         self._linear(
-            rows.data_ptr(), self._weight.data_ptr(), bias, out.data_ptr(), rows.shape[0], self.in_features, self.out_features, rows.stride(0),
+            rows.data_ptr(), self._weight.data_ptr(), bias, out.data_ptr(),
+            rows.shape[0], self.in_features, self.out_features, rows.stride(0),
         )  # fmt: skip
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
 
