@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import torch
 from epd_runtime.engine.cuda_graphs import graph_sizes
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import anonymous_storage
-from epd_runtime.engine.model_runner import ModelRunner
+from epd_runtime.engine.model_runner import LaunchedStep, ModelRunner
+from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.request import Request
-from epd_runtime.engine.scheduler import Scheduler
+from epd_runtime.engine.scheduler import Scheduler, Work
 from epd_runtime.kernels import ops
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.layout import KVLayout
@@ -53,6 +54,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="Shrink model and workload: tries the code only.")
     parser.add_argument("--disable-cuda-graph", action="store_true")
+    parser.add_argument("--disable-overlap-schedule", action="store_true")
     parser.add_argument("--attention", choices=("reference", "triton", "flashinfer"), help="Default: by device.")
     parser.add_argument("--json", type=Path, help="Write the figures there.")
     return parser.parse_args()
@@ -124,6 +126,9 @@ class Engine:
         self.runner = ModelRunner(self.model, pool, machine.device, options.attention, options.attention)
         if not options.disable_cuda_graph:
             self.runner.pad_decode(graph_sizes(limits.max_running_requests), limits.context_length)
+        overlaps = machine.device.type == "cuda" and not options.disable_overlap_schedule
+        self._steps = StepPipeline(self.scheduler, self._launch, overlaps)
+        self._begun: Sequence[Work] = ()
         self.token_bytes = size // PAGE  # of KV, all layers
         self.weights = sum(p.numel() for p in self.model.parameters()) - self._looked_up()
 
@@ -132,16 +137,20 @@ class Engine:
         table = self.model.embed_tokens.weight
         return 0 if getattr(self.model.lm_head, "weight", None) is table else table.numel()
 
+    def _launch(self, work: Sequence[Work]) -> LaunchedStep:
+        self._begun = work
+        return self.runner.launch(work)
+
     def add(self, name: str, prompt: list[int], new_tokens: int) -> None:
         """Queue a request that never stops early."""
         sampling = SamplingParams(new_tokens, temperature=0.0, ignore_eos=True)
         self.scheduler.add(Request(GenerateRequest(name, prompt, sampling)))
 
     def step(self) -> tuple[int, int]:
-        """One step; returns the tokens it computed, and how many of them are decodes."""
-        work = self.scheduler.schedule()
-        count, decodes = sum(item.num_tokens for item in work), sum(item.num_tokens == 1 for item in work)
-        self.scheduler.commit(work, self.runner.run(work))
+        """Begin one step; returns the tokens it computes, and how many of them are decodes."""
+        self._begun = ()
+        self._steps.step()
+        count, decodes = sum(item.num_tokens for item in self._begun), sum(item.num_tokens == 1 for item in self._begun)
         for output in self.scheduler.outbox:
             assert not isinstance(output, RequestFailed), output
         self.scheduler.outbox.clear()

@@ -1,6 +1,6 @@
-"""Attention by FlashInfer (pip install flashinfer-python), CUDA only.
+"""Attention by FlashInfer (the extra "cuda"), CUDA only.
 
-Written from the documentation of its batch wrappers (docs.flashinfer.ai, 0.2 and later); no GPU has run it yet, so
+Written from the documentation of its batch wrappers (docs.flashinfer.ai, 0.2 to 0.7); no GPU has run it yet, so
 nothing chooses it by default. It plans on the host, so decode reads lengths back from the device, and no CUDA graph can
 hold it.
 """

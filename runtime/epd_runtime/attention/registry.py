@@ -60,7 +60,7 @@ def _flashinfer(device: torch.device) -> Implementation:
         raise AttentionUnavailableError("attention backend flashinfer runs on CUDA; on this device use reference")
     if importlib.util.find_spec("flashinfer") is None:
         raise AttentionUnavailableError(
-            "attention backend flashinfer is not installed; install it (pip install flashinfer-python) or use triton"
+            "attention backend flashinfer is not installed; install it (pip install 'rbg-epd[cuda]') or use triton"
         )
     from epd_runtime.attention.flashinfer_parts import FlashInferDecode, FlashInferPrefill
 

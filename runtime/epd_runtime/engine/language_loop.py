@@ -17,6 +17,7 @@ from epd_runtime.config import Role, ServerConfig
 from epd_runtime.disaggregation.decode_scheduler import DecodeScheduler
 from epd_runtime.disaggregation.handoff.decode_side import DecodeSide
 from epd_runtime.disaggregation.handoff.prefill_side import PrefillSide
+from epd_runtime.disaggregation.handoff.staged import StagedDecode, StagedPrefill
 from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.channel import Channel
 from epd_runtime.engine.cuda_graphs import graph_sizes
@@ -32,6 +33,7 @@ from epd_runtime.engine.scheduler import Scheduler
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
 from epd_runtime.kvcache.allocator import PageAllocator
+from epd_runtime.kvcache.mirror import PageMirror
 from epd_runtime.kvcache.pool import KVPool
 from epd_runtime.messages import (
     AbortRequest,
@@ -54,6 +56,7 @@ from epd_runtime.transfer.base import allocate_pool
 log = logging.getLogger("epd_runtime.engine")
 
 IDLE_POLL_MS = 1000
+COPY_POLL_MS = 1  # while KV is being copied off the device
 
 
 class LanguageLoop:
@@ -122,13 +125,11 @@ class LanguageLoop:
     def _open_storage(self, server: ServerConfig, placement: Placement) -> torch.Tensor:
         """Memory of the KV pool; such that other engines can be given it where KV crosses between engines."""
         nbytes = self._layout.num_pages * self._layout.page_bytes
-        if not is_disaggregated(server):
-            return anonymous_storage(nbytes + self._layout.page_bytes, placement.device)  # and a scratch page
-        backend = server.disaggregation_transfer_backend
-        if placement.device.type != "cpu":
-            raise StartError(f"transfer backend {backend!r} moves KV in host memory only; use --device cpu")
-        self._memory = allocate_pool(backend, nbytes)
-        return torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
+        if is_disaggregated(server):
+            self._memory = allocate_pool(server.disaggregation_transfer_backend, nbytes)
+            if placement.device.type == "cpu":
+                return torch.frombuffer(self._memory.buffer, dtype=torch.uint8)
+        return anonymous_storage(nbytes + self._layout.page_bytes, placement.device)  # and a scratch page
 
     def _open_scheduler(self, server: ServerConfig, placement: Placement, pool: KVPool) -> Scheduler:
         """The scheduler of this role; the halves of disaggregated serving also open their side of the handoff."""
@@ -143,15 +144,22 @@ class LanguageLoop:
             not server.disable_radix_cache,
         )
         self._handoff: PrefillSide | DecodeSide | None = None
+        self._staged: StagedPrefill | None = None
         if not is_disaggregated(server):
             return Scheduler(limits, self._allocator)
         if server.role is Role.PREFILL:
             self._handoff = prefill = self._open_prefill_side(server)
-            return PrefillScheduler(limits, self._allocator, prefill)
+            if pool.device.type == "cpu":
+                return PrefillScheduler(limits, self._allocator, prefill)
+            self._staged = StagedPrefill(prefill, PageMirror(pool, self._memory.buffer))
+            return PrefillScheduler(limits, self._allocator, self._staged)
         backend = server.disaggregation_transfer_backend
         decode = DecodeSide(self._layout, self._memory.buffer, advertised_address(server.host), backend)
         self._handoff = decode
-        return DecodeScheduler(limits, self._allocator, decode, pool)
+        if pool.device.type == "cpu":
+            return DecodeScheduler(limits, self._allocator, decode, pool)
+        staged = StagedDecode(decode, PageMirror(pool, self._memory.buffer))
+        return DecodeScheduler(limits, self._allocator, staged, pool)
 
     def _open_prefill_side(self, server: ServerConfig) -> PrefillSide:
         """Listen for decode workers; raises StartError naming the flag when the port is taken."""
@@ -184,7 +192,8 @@ class LanguageLoop:
             poller.register(self._handoff.fileno(), zmq.POLLIN)
         while True:
             if not self._steps.is_busy and not self._scheduler.has_work() and not self._has_inputs():
-                poller.poll(IDLE_POLL_MS)
+                is_copying = self._staged is not None and self._staged.is_copying
+                poller.poll(COPY_POLL_MS if is_copying else IDLE_POLL_MS)
             self._waker.clear()
             for message in self._channel.receive():
                 self._handle(message)

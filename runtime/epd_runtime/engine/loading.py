@@ -18,6 +18,7 @@ from epd_runtime.models.shard import WHOLE, Shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_KV_FRACTION = 0.2  # of the memory that is free beside the weights; pages are touched only when used
+MIRROR_FRACTION = 0.5  # of the host's free memory, for what a handoff copies KV through (kvcache/mirror.py)
 CUDA_STATIC_FRACTION = 0.85  # of all memory, for weights and KV together
 
 
@@ -99,6 +100,8 @@ def plan_kv(server: ServerConfig, placement: Placement) -> KVLayout:
         useful = server.max_running_requests * -(-placement.context_length // server.page_size)
         nbytes = _kv_bytes(placement.device, server.mem_fraction_static, server.ranks_per_node)
         num_pages = min(useful, nbytes // size)
+        if is_disaggregated(server) and placement.device.type == "cuda":
+            num_pages = min(num_pages, int(available_memory() * MIRROR_FRACTION) // server.ranks_per_node // size)
     if num_pages < 1:
         raise StartError(
             f"no memory for one KV page of {size} bytes; lower --page-size, or raise --max-total-tokens or "

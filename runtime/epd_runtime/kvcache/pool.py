@@ -23,6 +23,7 @@ class KVPool:
         text = config.text
         self.layout = layout
         self.scratch_page = layout.num_pages if len(storage) > layout.num_pages * layout.page_bytes else None
+        self.storage = storage[: layout.num_pages * layout.page_bytes]
         self._tensor = storage.view(dtype).view(
             -1, text.num_layers, 2, layout.page_size, text.num_kv_heads, text.head_dim
         )
