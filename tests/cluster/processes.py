@@ -13,13 +13,18 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tests.cluster.waiting import wait_until
+
 MARK = "RBG_CLUSTER_PROCESS"
+BEGIN_SECONDS = 60.0
+KILL_SECONDS = 30.0
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def spawn(folder: Path, name: str, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> int:
     """Start a program in a session of its own, its output appended to `log`; the pid."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
+    pid = os.posix_spawn(
         command[0],
         command,
         {**os.environ, **(environment or {}), MARK: str(folder / name)},
@@ -30,6 +35,13 @@ def spawn(folder: Path, name: str, command: list[str], log: Path, environment: M
         ],
         setsid=True,
     )
+    wait_until(lambda: _has_begun(pid), f"{name} does not begin", BEGIN_SECONDS)
+    return pid
+
+
+def _has_begun(pid: int) -> bool:
+    """Whether the program's environment can be read, or it has ended: posix_spawn returns a little before that."""
+    return bool(Path(f"/proc/{pid}/environ").read_bytes()) or os.waitid(os.P_PID, pid, ENDED) is not None
 
 
 def running(folder: Path) -> dict[str, int]:
@@ -52,7 +64,7 @@ def running(folder: Path) -> dict[str, int]:
 def end(pids: Iterable[int], grace: float) -> None:
     """SIGTERM, after `grace` seconds SIGKILL (at once if it is 0), and wait until all are gone.
 
-    Raises TimeoutError if one still lives two seconds after its SIGKILL.
+    Raises TimeoutError if one still lives long after its SIGKILL.
     """
     handles = {}
     for pid in pids:
@@ -64,7 +76,7 @@ def end(pids: Iterable[int], grace: float) -> None:
             _signal(living, signal.SIGTERM)
             living = _wait(living, grace)
         _signal(living, signal.SIGKILL)
-        living = _wait(living, 2.0)
+        living = _wait(living, KILL_SECONDS)
     finally:
         for handle in handles.values():
             os.close(handle)

@@ -12,15 +12,7 @@ from epd_runtime.messages import Grammar
 from epd_runtime.server.chat_message import MessageParser
 from epd_runtime.server.generation import Answer, Delta, Generation, Job
 from epd_runtime.server.logprobs import chat_logprobs
-from epd_runtime.server.openai_api import (
-    OpenAIAnswer,
-    keeps_stops,
-    new_id,
-    priority_of,
-    sample_names,
-    sampling_of,
-    usage,
-)
+from epd_runtime.server.openai_api import OpenAIAnswer, job_of, new_id, sampling_of, usage
 from epd_runtime.server.protocol.base import refuse_unsupported
 from epd_runtime.server.protocol.openai import ChatRequest
 from epd_runtime.server.reasoning import PARSERS as REASONING_PARSERS
@@ -56,16 +48,8 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
         grammar,
     )
     chat = chat_of(body, tools.template)
-    rooms = service.plan_rooms(body, 1, sampling.n)
     answer_id = new_id("chatcmpl", body)
-    job = Job(
-        prompts=[lambda builder: builder.from_chat(chat)],
-        plans=[sampling],
-        rooms=rooms,
-        names=sample_names(answer_id, len(rooms)),
-        priority=priority_of(body.priority),
-        keeps_stops=keeps_stops(body),
-    )
+    job = job_of(service, body, answer_id, [lambda builder: builder.from_chat(chat)], sampling)
     return ChatPlan(answer_id, job, _new_parser(service, body, tools, grammar))
 
 

@@ -11,15 +11,7 @@ from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
 from epd_runtime.server.generation import Answer, Delta, Generation, Job
 from epd_runtime.server.logprobs import completion_logprobs
-from epd_runtime.server.openai_api import (
-    OpenAIAnswer,
-    keeps_stops,
-    new_id,
-    priority_of,
-    sample_names,
-    sampling_of,
-    usage,
-)
+from epd_runtime.server.openai_api import OpenAIAnswer, job_of, new_id, sampling_of, usage
 from epd_runtime.server.protocol.base import refuse_unsupported
 from epd_runtime.server.protocol.openai import CompletionRequest
 from epd_runtime.server.rooms import DISAGGREGATED
@@ -60,16 +52,8 @@ def plan_completion(service: Service, body: CompletionRequest) -> CompletionPlan
     )
     if body.best_of not in (None, sampling.n):
         raise bad_request("best_of must equal n: every sample is returned", "best_of")
-    rooms = service.plan_rooms(body, len(prompts), sampling.n)
     answer_id = new_id("cmpl", body)
-    job = Job(
-        prompts=[_build(prompt) for prompt in prompts],
-        plans=[sampling] * len(prompts),
-        rooms=rooms,
-        names=sample_names(answer_id, len(rooms)),
-        priority=priority_of(body.priority),
-        keeps_stops=keeps_stops(body),
-    )
+    job = job_of(service, body, answer_id, [_build(prompt) for prompt in prompts], sampling)
     return CompletionPlan(answer_id, job, prompts if body.echo else ())
 
 

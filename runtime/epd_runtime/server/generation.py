@@ -32,6 +32,7 @@ from epd_runtime.server.request_images import RequestImages
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan
 from epd_runtime.server.service import Service
 
+PromptSource = Callable[[PromptBuilder], Awaitable[Prompt]]
 CLIENT_LEFT = RequestError(503, "prefill's or decode's client left before the request began")
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Job:
     names are what /abort_request knows the samples by. keeps_stops: what ended an answer is part of its text.
     """
 
-    prompts: Sequence[Callable[[PromptBuilder], Awaitable[Prompt]]]
+    prompts: Sequence[PromptSource]
     plans: Sequence[SamplingPlan]
     rooms: Sequence[Bootstrap | None]
     names: Sequence[str]

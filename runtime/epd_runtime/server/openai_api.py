@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from epd_runtime.frontend.errors import bad_request
 from epd_runtime.messages import Grammar
-from epd_runtime.server.generation import Answer, Delta, Generation
+from epd_runtime.server.generation import Answer, Delta, Generation, Job, PromptSource
 from epd_runtime.server.http import encode_json, event
 from epd_runtime.server.protocol.openai import OpenAIRequest
 from epd_runtime.server.sampling import SamplingPlan, SamplingRequest, plan_sampling
@@ -60,19 +60,24 @@ def priority_of(asked: int | None) -> int:
     return asked or 0
 
 
-def keeps_stops(body: OpenAIRequest) -> bool:
-    """Whether what ended an answer is part of its text; the two fields are vLLM's and SGLang's name for it."""
-    return bool(body.include_stop_str_in_output or body.no_stop_trim)
-
-
 def new_id(kind: str, body: OpenAIRequest) -> str:
     """Id of an answer: the client's own or a fresh one."""
     return body.rid or f"{kind}-{uuid.uuid4().hex}"
 
 
-def sample_names(answer_id: str, total: int) -> list[str]:
-    """Every sample of an answer goes by its id."""
-    return [answer_id] * total
+def job_of(
+    service: Service, body: OpenAIRequest, answer_id: str, prompts: Sequence[PromptSource], sampling: SamplingPlan
+) -> Job:
+    """All samples of all prompts, under the answer's id; raises RequestError 400."""
+    rooms = service.plan_rooms(body, len(prompts), sampling.n)
+    return Job(
+        prompts=prompts,
+        plans=[sampling] * len(prompts),
+        rooms=rooms,
+        names=[answer_id] * len(rooms),
+        priority=priority_of(body.priority),
+        keeps_stops=bool(body.include_stop_str_in_output or body.no_stop_trim),  # vLLM's and SGLang's name for it
+    )
 
 
 class OpenAIAnswer(abc.ABC):
