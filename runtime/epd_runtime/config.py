@@ -31,6 +31,7 @@ POSITIVE = (
     "port", "disaggregation_bootstrap_port", "page_size", "max_running_requests", "max_queued_requests",
     "chunked_prefill_size", "encoder_max_batch_size", "context_length", "max_total_tokens", "num_threads",
     "media_url_max_file_size_mb", "max_image_pixels", "cuda_graph_max_bs", "tp_size", "nnodes", "dist_timeout",
+    "max_video_frames",
 )  # fmt: skip
 
 
@@ -125,11 +126,17 @@ class ServerConfig:
     disable_overlap_schedule: bool = flag(False, "Wait for each step before the next is prepared on CUDA.")
 
     limit_images_per_request: int = flag(64, "Images in one request.")
-    media_url_max_file_size_mb: int = flag(64, "Largest image file, in MiB.")
-    media_url_timeout: float = flag(10.0, "Seconds to fetch an image from its URL.")
-    max_image_pixels: int = flag(64 * 1024 * 1024, "Largest image, in pixels; a guard against decompression bombs.")
+    limit_videos_per_request: int = flag(4, "Videos in one request.")
+    max_video_frames: int = flag(768, "Frames read of one video; the model's own limit may be lower.")
+    max_video_seconds: float = flag(600.0, "Longest video file, in seconds; all of it up to the last frame is decoded.")
+    media_url_max_file_size_mb: int = flag(64, "Largest image or video file, and all frames of a video, in MiB.")
+    media_url_timeout: float = flag(10.0, "Seconds to fetch an image or video from its URL.")
+    max_image_pixels: int = flag(
+        64 * 1024 * 1024, "Largest image or frame, in pixels; a guard against decompression bombs."
+    )
     allowed_media_domains: tuple[str, ...] = flag(
-        (), "Hosts that image URLs may name; when given, no others, and private addresses are allowed for them."
+        (),
+        "Hosts that image and video URLs may name; when given, no others, and private addresses are allowed for them.",
     )
 
     @property
@@ -196,8 +203,11 @@ class ServerConfig:
             raise ConfigError(f"--media-url-timeout must be a number of seconds above 0, not {self.media_url_timeout}")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
             raise ConfigError(f"--mem-fraction-static must be a share between 0 and 1, not {self.mem_fraction_static}")
-        if self.limit_images_per_request < 0:
-            raise ConfigError(f"--limit-images-per-request must be at least 0, not {self.limit_images_per_request}")
+        if not 0 < self.max_video_seconds < float("inf"):
+            raise ConfigError(f"--max-video-seconds must be a number of seconds above 0, not {self.max_video_seconds}")
+        for name in ("limit_images_per_request", "limit_videos_per_request"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{_flag_name(name)} must be at least 0, not {getattr(self, name)}")
         if self.port > 65535 or self.disaggregation_bootstrap_port > 65535:
             raise ConfigError("--port and --disaggregation-bootstrap-port must be between 1 and 65535")
         if self.role is Role.PREFILL and self.port == self.disaggregation_bootstrap_port:

@@ -16,6 +16,7 @@ after an AbortRequest nothing more need come. All times are seconds of time.time
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -70,14 +71,55 @@ class Bootstrap(msgspec.Struct, frozen=True):
     room: int
 
 
-class ImageInput(msgspec.Struct, frozen=True):
-    """One image of a request, after its header was read."""
+class VideoOptions(msgspec.Struct, frozen=True):
+    """How a client wants a video to be read; None: as the model's settings say."""
 
-    content_hash: str  # sha256 of the file, hex
+    fps: float | None = None  # frames to read per second; of a list of frames: how many show a second
+    num_frames: int | None = None  # frames to read, instead of fps
+    min_frames: int | None = None
+    max_frames: int | None = None
+
+
+class VideoInput(msgspec.Struct, frozen=True):
+    """What makes an ImageInput a video."""
+
+    options: VideoOptions
+    frames: tuple[int, ...]  # the frames that are read, in order
+    is_list: bool  # the data is a list of image files, one per frame, of which all are read
+    rate: float  # frames per second that the file shows
+    seconds: float  # shown by one patch of frames
+    later_offsets: tuple[int, ...] = ()  # first placeholders of its further runs: Qwen3-VL has one per patch of frames
+
+
+class ImageInput(msgspec.Struct, frozen=True):
+    """One image or video of a request, after its header was read."""
+
+    content_hash: str  # sha256 of the file, and of how a video is read, hex
     grid: tuple[int, int, int]  # (t, h, w) in patches after resizing
     offset: int  # index of its first placeholder in input_ids
     num_tokens: int  # placeholders, = rows of its embedding
-    data: bytes  # the encoded file; empty when an encoder server delivers the embedding
+    data: bytes  # the encoded file, or a msgpack list of frames' files; empty when an encoder delivers the embedding
+    video: VideoInput | None = None
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Its runs of consecutive placeholders: (index of the first in input_ids, row of the embedding, length)."""
+        offsets = (self.offset,) if self.video is None else (self.offset, *self.video.later_offsets)
+        length = self.num_tokens // len(offsets)
+        return [(offset, index * length, length) for index, offset in enumerate(offsets)]
+
+    @property
+    def end(self) -> int:
+        """Index behind its last placeholder in input_ids."""
+        offset, _, length = self.runs[-1]
+        return offset + length
+
+
+def media_name(images: Sequence[ImageInput], index: int) -> str:
+    """What errors call images[index]: "image 0" or "video 0", each kind counted by itself."""
+    is_video = images[index].video is not None
+    number = sum((image.video is not None) == is_video for image in images[:index])
+    return f"{'video' if is_video else 'image'} {number}"
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag=True):

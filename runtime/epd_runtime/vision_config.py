@@ -30,6 +30,8 @@ class VisionConfig:
     full_attention_blocks: frozenset[int] = frozenset()
     position_side: int = 0  # learned positions form a square grid of this side; 0: there are none
     deepstack_blocks: tuple[int, ...] = ()  # blocks whose output enters the first layers of the language model
+    has_timestamps: bool = False  # a video's frames stand in the prompt one by one, each behind its time
+    tokens_per_second: int = 0  # temporal positions of a second of video; 0: positions count patches of frames
 
     @property
     def embedding_width(self) -> int:
@@ -92,6 +94,7 @@ def _qwen2_5_vl(raw: Fields) -> VisionConfig:
         out_hidden_size=raw.integer("out_hidden_size"),
         window_size=raw.integer("window_size"),
         full_attention_blocks=frozenset(raw.integers("fullatt_block_indexes")),
+        tokens_per_second=raw.integer("tokens_per_second", 4),
     )
     if vision.window_size < vision.merge_size * vision.patch_size:
         raw.refuse("window_size", f"at least one merged patch, {vision.merge_size * vision.patch_size} pixels")
@@ -112,6 +115,7 @@ def _qwen3_vl(raw: Fields) -> VisionConfig:
         intermediate_size=raw.integer("intermediate_size"),
         out_hidden_size=raw.integer("out_hidden_size"),
         position_side=side,
+        has_timestamps=True,
         deepstack_blocks=deepstack,
     )
 

@@ -24,7 +24,9 @@ from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
 from epd_runtime.frontend.model_folder import ModelFolder, load_model_folder
 from epd_runtime.frontend.mrope import mrope_positions
-from epd_runtime.frontend.prompt import PromptBuilder, expand_placeholders
+from epd_runtime.frontend.placeholders import Placeholder, expand_placeholders
+from epd_runtime.frontend.prompt import PromptBuilder
+from epd_runtime.frontend.sources import MediaSource
 from epd_runtime.messages import ImageInput
 
 HANDWRITING = Path(__file__).parents[2] / "models" / "handwriting"
@@ -57,6 +59,9 @@ def image_part(data: bytes) -> dict[str, Any]:
 
 def image(grid: tuple[int, int, int], offset: int = 0, merge: int = 2) -> ImageInput:
     return ImageInput("", grid, offset, grid[1] * grid[2] // merge**2, b"")
+
+
+NO_VIDEO = Placeholder(None, None)
 
 
 def reference_positions(config: Qwen2_5_VLConfig, ids: list[int], grids: list[Any]) -> tuple[np.ndarray, int]:
@@ -127,8 +132,10 @@ async def test_text_only_prompts_count_up(builder: PromptBuilder) -> None:
 async def test_native_text_and_ids(builder: PromptBuilder, model: ModelFolder) -> None:
     text = "look <|vision_start|><|image_pad|><|vision_end|> here"
     source = data_url(png(56, 56))
-    from_text = await builder.from_native(text, [source])
-    from_ids = await builder.from_native(model.tokenizer.encode(text).ids, [base64.b64encode(png(56, 56)).decode()])
+    from_text = await builder.from_native(text, [MediaSource((source,))])
+    from_ids = await builder.from_native(
+        model.tokenizer.encode(text).ids, [MediaSource((base64.b64encode(png(56, 56)).decode(),))]
+    )
     assert from_text.input_ids == from_ids.input_ids
     assert from_text.input_ids.count(model.image_token_id) == from_text.images[0].num_tokens == 4
     assert from_text.input_ids[from_text.images[0].offset] == model.image_token_id
@@ -152,7 +159,7 @@ async def test_native_text_and_ids(builder: PromptBuilder, model: ModelFolder) -
 )
 async def test_impossible_prompts(builder: PromptBuilder, prompt: Any, sources: list[str], reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as caught:
-        await builder.from_native(prompt, sources)
+        await builder.from_native(prompt, [MediaSource((source,)) for source in sources])
     assert caught.value.status == 400
 
 
@@ -187,7 +194,9 @@ def test_content_for_models_without_images_is_text() -> None:
 
 
 def test_expansion_tells_offsets() -> None:
-    ids, placed = expand_placeholders([1, 9, 2, 9], [image((1, 2, 4)), image((1, 2, 2))], 9, "<i>")
+    ids, placed = expand_placeholders(
+        [1, 9, 2, 9], [image((1, 2, 4)), image((1, 2, 2))], Placeholder(9, "<i>"), NO_VIDEO
+    )
     assert ids == [1, 9, 9, 2, 9]
     assert [item.offset for item in placed] == [1, 4]
 

@@ -22,6 +22,7 @@ from epd_runtime.vision_config import VisionConfig, read_image_settings
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Image.MAX_IMAGE_PIXELS = None  # the configured bound below takes the place of PIL's own, which only warns at first
+Channels = tuple[float, ...]  # one value per channel
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -42,11 +43,7 @@ class Normalisation:
     def load(cls, folder: Path) -> Normalisation:
         """Read the model's settings; absent ones are Qwen2-VL's defaults. Raises ModelConfigError."""
         raw = read_image_settings(folder)
-        mean, std = raw.numbers("image_mean", CLIP_MEAN), raw.numbers("image_std", CLIP_STD)
-        if len(mean) != 3:
-            raw.refuse("image_mean", "three numbers")
-        if len(std) != 3 or min(std) <= 0:
-            raw.refuse("image_std", "three numbers above 0")
+        mean, std = read_mean_and_std(raw, CLIP_MEAN, CLIP_STD)
         return cls(
             rescale=raw.number("rescale_factor", 1 / 255) if raw.boolean("do_rescale", True) else 1.0,
             mean=mean if raw.boolean("do_normalize", True) else (0.0, 0.0, 0.0),
@@ -62,6 +59,16 @@ class Normalisation:
         mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (self.mean, self.std))
         rescaled = patches.view(patches.shape[0], channels, -1).double().mul_(self.rescale).float()
         return rescaled.sub_(mean).div_(std).flatten(1)
+
+
+def read_mean_and_std(raw: Fields, mean: Channels, std: Channels) -> tuple[Channels, Channels]:
+    """image_mean and image_std of the settings, or those given; raises ModelConfigError."""
+    mean, std = raw.numbers("image_mean", mean), raw.numbers("image_std", std)
+    if len(mean) != 3:
+        raw.refuse("image_mean", "three numbers")
+    if len(std) != 3 or min(std) <= 0:
+        raw.refuse("image_std", "three numbers above 0")
+    return mean, std
 
 
 def _resampling(raw: Fields) -> Image.Resampling:
@@ -80,7 +87,7 @@ def read_patches(
     """
     _, rows, columns = grid
     side, merge = vision.patch_size, vision.merge_size
-    image = _decode(data, max_pixels)
+    image = decode_image(data, max_pixels)
     resized = image.resize((columns * side, rows * side), resample=resample)
     pixels = np.asarray(resized, dtype=np.uint8)
     blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
@@ -95,7 +102,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Upright and RGB; raises ImageError."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
         if image.width * image.height > max_pixels:

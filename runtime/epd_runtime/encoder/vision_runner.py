@@ -1,7 +1,9 @@
-"""Turns images into embeddings, batching those of different requests.
+"""Turns images and videos into embeddings, batching images of different requests.
 
-    submit(image) ──▶ threads decode and patch ──▶ ready ──▶ step(): one ViT pass over up to max_batch images
-    ──▶ results
+    submit(image) ──▶ threads decode and patch ──▶ ready ──▶ step(): one ViT pass over up to max_batch images, or over
+    some frames of one video ──▶ results
+
+Frames do not attend to each other, so a long video takes several steps; others go between them.
 
 Equal images in flight are computed once (single flight), images seen before come from the cache. The owner's loop calls
 `step()`; `wake` is called, from a thread, when that is worth it.
@@ -31,9 +33,12 @@ from epd_runtime.accelerator import DeviceLostError, is_device_lost
 from epd_runtime.container import usable_cpus
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
+from epd_runtime.encoder.video import VideoNormalisation, read_video_patches
 from epd_runtime.messages import ImageInput, Span
 from epd_runtime.model_config import VisionConfig
 from epd_runtime.models.vision import VisionTower
+
+VIDEO_PATCHES = 8192  # of one video in one pass, unless a single patch of frames has more
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,7 @@ class _Job:
     submitted: float  # time.time()
     waiters: list[tuple[Callback, IsWanted]]
     patches: npt.NDArray[np.uint8] | None = None
+    rows: list[Tensor] = dataclasses.field(default_factory=list)  # of a video's frames so far
     embedding: Tensor | None = None
     error: str = ""
     status: int = 400
@@ -96,6 +102,7 @@ class VisionRunner:
         self._max_batch = max_batch
         self._max_pixels = max_pixels
         self._normalisation = Normalisation.load(folder)
+        self._video_normalisation = VideoNormalisation.load(folder, tower.config)
         self.cache = EmbeddingCache(cache_bytes)
         self._jobs: dict[str, _Job] = {}  # single flight, by content
         self._ready: deque[_Job] = deque()
@@ -124,9 +131,12 @@ class VisionRunner:
         return bool(self._ready)
 
     def step(self) -> None:
-        """Run one batch of the images that are ready and call their callbacks."""
+        """Run one batch of the images that are ready, or a part of a video, and call the callbacks of what is done."""
         jobs = self._take_batch()
-        self._encode([job for job in jobs if job.patches is not None])
+        if len(jobs) == 1 and jobs[0].image.video is not None and not self._encode_frames(jobs[0]):
+            self._ready.append(jobs[0])
+            return
+        self._encode([job for job in jobs if job.patches is not None and job.image.video is None])
         now = time.time()
         for job in jobs:
             del self._jobs[job.key]
@@ -137,7 +147,7 @@ class VisionRunner:
                 callback(encoded)
 
     def _take_batch(self) -> list[_Job]:
-        """Up to max_batch ready jobs that somebody wants."""
+        """Up to max_batch ready images that somebody wants, or one video."""
         batch: list[_Job] = []
         while self._ready and len(batch) < self._max_batch:
             job = self._ready.popleft()
@@ -145,8 +155,13 @@ class VisionRunner:
                 del self._jobs[job.key]
             elif job.patches is None and not job.error:  # the thread passed it over, then somebody else submitted it
                 self._threads.submit(self._preprocess, job)
-            else:
+            elif job.image.video is None:
                 batch.append(job)
+            else:
+                if not batch:
+                    return [job]
+                self._ready.appendleft(job)
+                break
         return batch
 
     def _encode(self, jobs: list[_Job]) -> None:
@@ -165,6 +180,33 @@ class VisionRunner:
         for job in jobs:  # not inside the handler, whose exception keeps the tensors of the failed pass alive
             self._encode([job])
 
+    def _encode_frames(self, job: _Job) -> bool:
+        """Encode the next frames of a video; whether it is done, with its embedding or its error."""
+        if job.patches is None:
+            return True
+        try:
+            job.rows.append(self._forward_frames(job, sum(len(rows) for rows in job.rows)))
+        except Exception as error:
+            log.exception("the vision tower failed on a video")
+            job.fail(500, f"the vision tower failed: {error}")
+            return True
+        if sum(len(rows) for rows in job.rows) < job.image.num_tokens:
+            return False
+        job.embedding = torch.cat(job.rows)
+        return True
+
+    @torch.inference_mode()
+    def _forward_frames(self, job: _Job, row: int) -> Tensor:
+        """Rows of the video from `row` on, of as many patches of frames as one pass takes."""
+        assert job.patches is not None
+        frames, h, w = job.image.grid
+        first = row * self._vision.merge_size**2 // (h * w)
+        count = min(max(VIDEO_PATCHES // (h * w), 1), frames - first)
+        patches = torch.from_numpy(job.patches[first * h * w : (first + count) * h * w]).to(self._device)
+        pixels = self._video_normalisation.apply(patches, self._vision.in_channels)
+        rows: Tensor = self._tower(pixels, [(count, h, w)])
+        return rows
+
     @torch.inference_mode()
     def _forward(self, jobs: list[_Job]) -> list[Tensor]:
         patches = torch.from_numpy(np.concatenate([job.patches for job in jobs if job.patches is not None]))
@@ -173,12 +215,16 @@ class VisionRunner:
         # clones: a cached image must not keep its whole batch alive
         return [part.clone() for part in rows.split([job.image.num_tokens for job in jobs])]
 
+    def _read(self, image: ImageInput) -> npt.NDArray[np.uint8]:
+        if image.video is not None:
+            resample = self._video_normalisation.resample
+            return read_video_patches(image, self._vision, resample, self._max_pixels).numpy()
+        return read_patches(image.data, image.grid, self._vision, self._normalisation.resample, self._max_pixels)
+
     def _preprocess(self, job: _Job) -> None:
         try:
             if job.is_wanted:
-                job.patches = read_patches(
-                    job.image.data, job.image.grid, self._vision, self._normalisation.resample, self._max_pixels
-                )
+                job.patches = self._read(job.image)
         except ImageError as error:
             job.fail(400, str(error))
         except Exception as error:

@@ -114,11 +114,11 @@ class BatchBuilder:
             if not request.images or first >= request.prompt_length:
                 continue
             for image, embedding in zip(request.images, request.embeddings, strict=True):
-                begin = max(image.offset, first)
-                end = min(image.offset + image.num_tokens, first + item.num_tokens)
-                if begin < end:
-                    rows.append(np.arange(start + begin - first, start + end - first))
-                    parts.append(embedding[begin - image.offset : end - image.offset])
+                for offset, row, length in image.runs:
+                    begin, end = max(offset, first), min(offset + length, first + item.num_tokens)
+                    if begin < end:
+                        rows.append(np.arange(start + begin - first, start + end - first))
+                        parts.append(embedding[row + begin - offset : row + end - offset])
         if not rows:
             return None, None
         return self._tensor(np.concatenate(rows)), torch.cat([to_device(part, self._device) for part in parts])

@@ -24,7 +24,7 @@ from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
-from epd_runtime.messages import ImagesWanted, Span
+from epd_runtime.messages import ImagesWanted, Span, media_name
 from epd_runtime.models.vision import VisionTower
 
 CACHE_BYTES = 1 << 30
@@ -104,7 +104,7 @@ class LocalImages:
         if request.state is State.FINISHED:
             return
         if encoded.embedding is None:
-            self._done.append((request, (encoded.status, f"image {index}: {encoded.error}")))
+            self._done.append((request, (encoded.status, f"{media_name(request.images, index)}: {encoded.error}")))
             return
         request.embeddings[index] = encoded.embedding
         request.spans.extend(encoded.spans)
@@ -208,13 +208,14 @@ class RemoteImages:
             return  # the same part from a second encoder, after a failover
         expected = (request.images[header.part_idx].num_tokens, self._width)
         if (header.num_rows, header.hidden) != expected:
-            shape = (header.num_rows, header.hidden)
-            self._done.append((request, (502, f"image {header.part_idx}: embedding is {shape}, expected {expected}")))
+            shape, name = (header.num_rows, header.hidden), media_name(request.images, header.part_idx)
+            self._done.append((request, (502, f"{name}: embedding is {shape}, expected {expected}")))
             return
         dtype = getattr(torch, header.dtype)
         rows = torch.frombuffer(bytearray(part.payload), dtype=dtype).view(expected)
         if not rows.isfinite().all():
-            self._done.append((request, (502, f"image {header.part_idx}: embedding has NaN or infinity in it")))
+            name = media_name(request.images, header.part_idx)
+            self._done.append((request, (502, f"{name}: embedding has NaN or infinity in it")))
             return
         request.embeddings[header.part_idx] = rows
         self._cache.put(cache_key(request.images[header.part_idx]), rows)

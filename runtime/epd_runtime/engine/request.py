@@ -104,7 +104,7 @@ class Request:
         return frozenset(
             index
             for index, (image, embedding) in enumerate(zip(self.images, self.embeddings, strict=True))
-            if embedding is None and image.offset + image.num_tokens > num_cached
+            if embedding is None and image.end > num_cached
         )
 
     def tokens(self, first: int, last: int) -> list[int]:
@@ -130,7 +130,7 @@ class Request:
 
         num_slots: tokens whose KV the pool can hold; the last token of an answer needs no place in it.
         """
-        room_left = context_length - self.prompt_length
+        room_left = context_length - self.prompt_length - max(self.position_delta, 0)  # positions have an end too
         asked = self.sampling.max_new_tokens
         to_the_end = max(min(room_left, num_slots + 1 - self.prompt_length), 1)
         self.max_new_tokens = to_the_end if asked == TO_END_OF_CONTEXT else min(asked, room_left)

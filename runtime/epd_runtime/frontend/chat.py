@@ -1,4 +1,4 @@
-"""OpenAI chat messages: checked, and taken apart into what the chat template sees and the image sources in order."""
+"""OpenAI chat messages: checked, and taken apart into what the chat template sees and the media in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from epd_runtime.frontend.errors import RequestError, bad_request
+from epd_runtime.frontend.errors import bad_request
+from epd_runtime.frontend.sources import MediaSource, image_source, video_source
 
 Message = dict[str, Any]
 MAX_MESSAGES = 4096
@@ -26,8 +27,8 @@ class Chat:
     continues_last: bool = False
 
 
-def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Message], list[str]]:
-    """Messages for the template, and the image sources in prompt order; raises RequestError 400.
+def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Message], list[MediaSource]]:
+    """Messages for the template, and the sources of images and videos in prompt order; raises RequestError 400.
 
     with_images says whether the model takes images: its template then gets content as parts, others get plain strings.
     """
@@ -36,7 +37,7 @@ def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Mes
     if len(messages) > MAX_MESSAGES:
         raise bad_request(f"messages has {len(messages)} entries, more than the limit of {MAX_MESSAGES}", "messages")
     plain: list[Message] = []
-    sources: list[str] = []
+    sources: list[MediaSource] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -45,7 +46,7 @@ def split_messages(messages: Sequence[Any], with_images: bool) -> tuple[list[Mes
         rest = {name: value for name, value in message.items() if value is not None and name != "tool_calls"}
         plain.append({**rest, "content": _for_template(parts, with_images), **_tool_calls(message, where)})
     if sources and not with_images:
-        raise bad_request("this model takes no images; send text only, or use a vision-language model", "messages")
+        raise bad_request("this model takes no images or videos; send text only, or use a vision model", "messages")
     return plain, sources
 
 
@@ -88,7 +89,7 @@ def _tool_call(call: Message, where: str) -> Message:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _parts(content: Any, where: str, sources: list[str]) -> str | list[Message]:
+def _parts(content: Any, where: str, sources: list[MediaSource]) -> str | list[Message]:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -96,27 +97,20 @@ def _parts(content: Any, where: str, sources: list[str]) -> str | list[Message]:
     return [_part(part, f"{where}[{index}]", sources) for index, part in enumerate(content)]
 
 
-def _part(part: Any, where: str, sources: list[str]) -> Message:
+def _part(part: Any, where: str, sources: list[MediaSource]) -> Message:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise bad_request(f"{where}.text must be a string", where)
         return {"type": "text", "text": part["text"]}
     if kind == "image_url":
-        sources.append(_image_source(part.get("image_url"), where))
+        sources.append(image_source(part.get("image_url"), f"{where}.image_url.url"))
         return {"type": "image"}
-    raise _unsupported(kind, where)
-
-
-def _unsupported(kind: Any, where: str) -> RequestError:
-    return bad_request(f"{where}.type is {str(kind)[:40]!r}; supported are text and image_url", where)
-
-
-def _image_source(value: Any, where: str) -> str:
-    url = value.get("url") if isinstance(value, dict) else value
-    if not isinstance(url, str) or not url:
-        raise bad_request(f"{where}.image_url.url must be an http(s) or data URL", where)
-    return url
+    if kind in ("video_url", "video"):
+        sources.append(video_source(part, kind, where))
+        return {"type": "video"}
+    supported = "text, image_url, video_url and video"
+    raise bad_request(f"{where}.type is {str(kind)[:40]!r}; supported are {supported}", where)
 
 
 def _for_template(parts: str | list[Message], with_images: bool) -> str | list[Message]:

@@ -47,11 +47,14 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ou
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """What one request may bring. Sizes in bytes and pixels."""
+    """What one request may bring. Sizes in bytes and pixels; those of a video are of each frame."""
 
     max_images: int
     max_file_bytes: int
     max_pixels: int
+    max_videos: int = 4
+    max_video_frames: int = 768
+    max_video_seconds: float = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ def decode_data(source: str, limits: ImageLimits, param: str) -> bytes:
     if source[:5].lower() == "data:":
         header, comma, payload = source.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise bad_request(f"{param}: a data URL must look like data:image/png;base64,...", param)
+            raise bad_request(f"{param}: a data URL must look like data:TYPE;base64,...", param)
     if len(payload) // 4 * 3 > limits.max_file_bytes + 3:
         raise too_large(limits, param)
     try:
@@ -87,7 +90,7 @@ def decode_data(source: str, limits: ImageLimits, param: str) -> bytes:
 def too_large(limits: ImageLimits, param: str) -> RequestError:
     """The file exceeds the limit on its size."""
     megabytes = limits.max_file_bytes // (1024 * 1024)
-    return bad_request(f"{param}: the image file is larger than {megabytes} MiB; send a smaller one", param)
+    return bad_request(f"{param}: the file is larger than {megabytes} MiB; send a smaller one", param)
 
 
 def read_size(data: bytes, limits: ImageLimits, param: str) -> tuple[int, int]:
@@ -97,7 +100,7 @@ def read_size(data: bytes, limits: ImageLimits, param: str) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.width, image.height, limits, param)
+            check_size(image.width, image.height, limits, param)
             orientation = _orientation(image, data)
             width, height = image.size
     except RequestError:
@@ -111,7 +114,8 @@ def read_size(data: bytes, limits: ImageLimits, param: str) -> tuple[int, int]:
     return (width, height) if orientation in SIDEWAYS else (height, width)
 
 
-def _check_size(width: int, height: int, limits: ImageLimits, param: str) -> None:
+def check_size(width: int, height: int, limits: ImageLimits, param: str) -> None:
+    """Raise RequestError 400 naming `param` for sides that cannot be resized or are more than the limit."""
     if width < 1 or height < 1:
         raise bad_request(f"{param}: the image is {width}x{height} pixels; both sides must be at least 1", param)
     if width * height > limits.max_pixels:

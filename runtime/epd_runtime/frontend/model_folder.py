@@ -16,6 +16,7 @@ import tokenizers
 from epd_runtime.frontend.chat_template import ChatTemplate
 from epd_runtime.frontend.images import ResizeRule
 from epd_runtime.model_config import ModelConfig, ModelConfigError, load_model_config
+from epd_runtime.video_config import VideoConfig, read_video_config
 from epd_runtime.vision_config import VisionConfig, read_image_settings
 
 ModelFolderError = ModelConfigError  # the same mistake, found a little later
@@ -44,11 +45,19 @@ class ModelFolder:
     sampling: SamplingDefaults
     resize: ResizeRule | None  # None: no images
     image_token_id: int | None
+    video: VideoConfig | None = None  # None: no videos
+    video_token_id: int | None = None
+    vision_marks: tuple[int, int] | None = None  # ids of vision_start and vision_end
 
     @property
     def image_token(self) -> str | None:
         """Text of the placeholder that stands for one image in a prompt."""
         return None if self.image_token_id is None else self.tokenizer.id_to_token(self.image_token_id)
+
+    @property
+    def video_token(self) -> str | None:
+        """Text of the placeholder that stands for one video in a prompt."""
+        return None if self.video_token_id is None else self.tokenizer.id_to_token(self.video_token_id)
 
 
 def check_model_folder(path: str) -> Path:
@@ -70,6 +79,8 @@ def load_model_folder(path: str) -> ModelFolder:
     config = load_model_config(folder)
     image_token_id = raw.get("image_token_id")
     has_images = config.vision is not None and isinstance(image_token_id, int)
+    video_token_id, marks = raw.get("video_token_id"), _vision_marks(raw)
+    has_videos = has_images and isinstance(video_token_id, int)
     return ModelFolder(
         path=folder,
         config=config,
@@ -79,6 +90,9 @@ def load_model_folder(path: str) -> ModelFolder:
         sampling=_sampling_defaults(read_json(folder / "generation_config.json")),
         resize=_resize_rule(folder, config.vision) if config.vision is not None and has_images else None,
         image_token_id=image_token_id if has_images else None,
+        video=_video_config(folder, config, marks) if has_videos else None,
+        video_token_id=video_token_id if has_videos else None,
+        vision_marks=marks,
     )
 
 
@@ -132,6 +146,19 @@ def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
     known = {field.name for field in dataclasses.fields(SamplingDefaults)}
     given = {name: raw[name] for name in known if raw.get(name) is not None}
     return SamplingDefaults(**({**given, "temperature": 0.0} if raw.get("do_sample") is False else given))
+
+
+def _vision_marks(raw: dict[str, Any]) -> tuple[int, int] | None:
+    start, end = raw.get("vision_start_token_id"), raw.get("vision_end_token_id")
+    return (start, end) if isinstance(start, int) and isinstance(end, int) else None
+
+
+def _video_config(folder: Path, config: ModelConfig, marks: tuple[int, int] | None) -> VideoConfig:
+    assert config.vision is not None
+    video = read_video_config(folder, config.vision)
+    if video.has_timestamps and marks is None:
+        raise ModelFolderError(f"{folder / 'config.json'} needs vision_start_token_id and vision_end_token_id")
+    return video
 
 
 def _resize_rule(folder: Path, vision: VisionConfig) -> ResizeRule:

@@ -1,23 +1,26 @@
-"""Prompts: token ids with every image placeholder expanded, image headers, and positions.
+"""Prompts: token ids with every placeholder expanded, images and videos with their sizes, and positions.
 
-Invariants: an image's placeholders are consecutive and exactly as many as its embedding has rows; images are in prompt
-order; the number of placeholders in the text equals the number of images, so text that smuggles in a placeholder is
-refused and can never shift another image.
+Invariants: an image's placeholders are exactly as many as its embedding has rows, and consecutive, as are those of each
+run of a video; images and videos are in prompt order; the number of placeholders in the text equals the number of
+images and videos, so text that smuggles in a placeholder is refused and can never shift another image.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 from epd_runtime.frontend.chat import Chat, split_continued, split_messages
 from epd_runtime.frontend.errors import RequestError, bad_request
-from epd_runtime.frontend.images import ImageLimits, read_size, smart_resize
+from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
+from epd_runtime.frontend.media_reader import Media, MediaReader
 from epd_runtime.frontend.model_folder import ModelFolder
 from epd_runtime.frontend.mrope import mrope_positions
+from epd_runtime.frontend.placeholders import Placeholder, expand_placeholders, one_run
+from epd_runtime.frontend.sources import MediaSource
+from epd_runtime.frontend.video_rules import timestamps
 from epd_runtime.messages import ImageInput
 
 MAX_CHARACTERS_PER_TOKEN = 128  # longest tokens of real vocabularies; longer text cannot fit and is not tokenized
@@ -49,8 +52,7 @@ class PromptBuilder:
     def __init__(self, model: ModelFolder, fetcher: MediaFetcher, limits: ImageLimits, context_length: int) -> None:
         self.model = model
         self.context_length = context_length
-        self._fetcher = fetcher
-        self._limits = limits
+        self._reader = MediaReader(model, fetcher, limits)
 
     async def from_chat(self, chat: Chat, bounded: bool = True) -> Prompt:
         """Prompt of OpenAI chat messages; raises RequestError. bounded: it must fit the context with its answer."""
@@ -65,11 +67,11 @@ class PromptBuilder:
         return await self._build(text, sources, _Rules("messages", special_tokens=False, bounded=bounded))
 
     async def from_native(
-        self, prompt: str | list[int], sources: Sequence[str] = (), param: str = "input_ids"
+        self, prompt: str | list[int], sources: Sequence[MediaSource] = (), param: str = "input_ids"
     ) -> Prompt:
-        """Prompt of a text or token ids, which hold one placeholder per image; raises RequestError naming `param`."""
+        """Prompt of a text or ids, with one placeholder per image and video; raises RequestError naming `param`."""
         if sources and self.model.resize is None:
-            raise bad_request("this model takes no images; send text only", "image_data")
+            raise bad_request("this model takes no images or videos; send text only", "image_data")
         return await self._build(prompt, sources, _Rules(param))
 
     async def tokenize(self, text: str, special_tokens: bool) -> list[int]:
@@ -79,44 +81,49 @@ class PromptBuilder:
             return self._tokenize(text, rules)
         return await asyncio.to_thread(self._tokenize, text, rules)
 
-    async def read_image(self, source: str, param: str) -> ImageInput:
-        """One image outside any prompt: its data, hash, grid and number of tokens. Raises RequestError."""
-        data = await self._fetcher.fetch(source, param)
-        return await asyncio.to_thread(self._image, data, param)
+    async def read_media(self, source: MediaSource, param: str) -> ImageInput:
+        """One image or video outside any prompt: its data, hash, grid and number of tokens. Raises RequestError."""
+        media = await self._reader.fetch_one(source, param)
+        item = await asyncio.to_thread(self._reader.read, media, param)
+        if item.num_tokens >= self.context_length:
+            raise self._too_long(item.num_tokens)
+        return item
 
-    async def _build(self, prompt: str | list[int], sources: Sequence[str], rules: _Rules) -> Prompt:
-        files = await self._fetch_all(sources)
+    async def _build(self, prompt: str | list[int], sources: Sequence[MediaSource], rules: _Rules) -> Prompt:
+        files = await self._reader.fetch(sources)
         small = not files and len(prompt) <= INLINE_CHARACTERS
         if small:
             return self._assemble(prompt, files, rules)
         return await asyncio.to_thread(self._assemble, prompt, files, rules)
 
-    async def _fetch_all(self, sources: Sequence[str]) -> list[bytes]:
-        if len(sources) > self._limits.max_images:
-            raise bad_request(
-                f"the request has {len(sources)} images, more than the limit of {self._limits.max_images}; "
-                "send fewer or raise --limit-images-per-request"
-            )
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetcher.fetch(s, f"image {i}")) for i, s in enumerate(sources)]
-        except* RequestError as errors:
-            raise _first(errors) from None
-        return [task.result() for task in tasks]
-
-    def _assemble(self, prompt: str | list[int], files: list[bytes], rules: _Rules) -> Prompt:
+    def _assemble(self, prompt: str | list[int], files: list[Media], rules: _Rules) -> Prompt:
         ids = self._tokenize(prompt, rules) if isinstance(prompt, str) else self.checked_ids(prompt, rules.param)
         if not ids:
             raise bad_request(f"the prompt is empty; send at least one token in {rules.param}", rules.param)
-        images = [self._image(data, f"image {index}") for index, data in enumerate(files)]
-        ids, images = expand_placeholders(ids, images, self.model.image_token_id, self.model.image_token)
+        model = self.model
+        image, video = (
+            Placeholder(model.image_token_id, model.image_token), Placeholder(model.video_token_id, model.video_token)
+        )  # fmt: skip
+        ids, images = expand_placeholders(ids, self._reader.read_all(files), image, video, self._write_video)
         if rules.bounded and len(ids) >= self.context_length:
             raise self._too_long(len(ids))
-        vision = self.model.config.vision
+        vision = model.config.vision
         if not images or vision is None:
             return Prompt(ids, images)
-        positions, delta = mrope_positions(len(ids), images, vision.merge_size)
+        positions, delta = mrope_positions(len(ids), images, vision.merge_size, vision.tokens_per_second)
+        if rules.bounded and delta > 0 and len(ids) + delta >= self.context_length:  # few frames of a long time
+            raise self._too_long(len(ids) + delta)
         return Prompt(ids, images, positions.tobytes(), delta)
+
+    def _write_video(self, item: ImageInput) -> list[list[int]]:
+        """Tokens before every run of a video's placeholders, and behind the last."""
+        video, marks = self.model.video, self.model.vision_marks
+        if video is None or marks is None or item.video is None or not video.has_timestamps:
+            return one_run(item)
+        times = timestamps(item.video.frames, item.video.rate, video.temporal_patch_size)
+        written = [self.model.tokenizer.encode(time, add_special_tokens=False).ids for time in times]
+        start, end = marks
+        return [[*written[0], start], *([end, *time, start] for time in written[1:]), [end]]
 
     def _tokenize(self, text: str, rules: _Rules) -> list[int]:
         if len(text) > self.context_length * MAX_CHARACTERS_PER_TOKEN:
@@ -140,47 +147,3 @@ class PromptBuilder:
             f"the prompt has {length} tokens, but the context holds {self.context_length} with the answer; shorten it",
             code="context_length_exceeded",
         )
-
-    def _image(self, data: bytes, param: str) -> ImageInput:
-        rule, vision = self.model.resize, self.model.config.vision
-        assert rule is not None
-        assert vision is not None
-        height, width = smart_resize(*read_size(data, self._limits, param), rule)
-        grid = (1, height // vision.patch_size, width // vision.patch_size)
-        return ImageInput(
-            content_hash=hashlib.sha256(data).hexdigest(),
-            grid=grid,
-            offset=0,
-            num_tokens=grid[1] * grid[2] // vision.merge_size**2,
-            data=data,
-        )
-
-
-def expand_placeholders(
-    ids: list[int], images: list[ImageInput], token_id: int | None, token: str | None
-) -> tuple[list[int], list[ImageInput]]:
-    """Repeat every placeholder num_tokens times, and tell each image its offset; raises RequestError on a mismatch."""
-    found = ids.count(token_id) if token_id is not None else 0
-    if found != len(images):
-        raise bad_request(
-            f"the prompt has {found} image placeholders {token or ''} but {len(images)} images; send equally many"
-        )
-    if not images:
-        return ids, images
-    expanded: list[int] = []
-    placed: list[ImageInput] = []
-    start = 0
-    for image in images:
-        assert token_id is not None
-        end = ids.index(token_id, start)
-        expanded += ids[start:end]
-        placed.append(ImageInput(image.content_hash, image.grid, len(expanded), image.num_tokens, image.data))
-        expanded += [token_id] * image.num_tokens
-        start = end + 1
-    expanded += ids[start:]
-    return expanded, placed
-
-
-def _first(errors: ExceptionGroup[RequestError]) -> RequestError:
-    error = errors.exceptions[0]
-    return error if isinstance(error, RequestError) else _first(error)

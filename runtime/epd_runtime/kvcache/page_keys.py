@@ -23,11 +23,12 @@ def page_keys(ids: Sequence[int], start: int, images: Sequence[ImageInput], page
     """Keys of the full pages of ids; start is the position of ids[0] in the prompt, where images say their offset."""
     values = np.array(ids, dtype=np.int64)
     for image in images:
-        begin = max(image.offset, start)
-        end = min(image.offset + image.num_tokens, start + len(ids))
-        if begin < end:
-            words = _image_words(image.content_hash, image.grid)
-            values[begin - start : end - start] = words[np.arange(begin - image.offset, end - image.offset) % WORDS]
+        for offset, row, length in image.runs:
+            begin, end = max(offset, start), min(offset + length, start + len(ids))
+            if begin < end:
+                words = _image_words(image.content_hash, image.grid)
+                rows = np.arange(begin, end) + (row - offset)
+                values[begin - start : end - start] = words[rows % WORDS]
     data = values.tobytes()
     width = page_size * values.itemsize
     return [data[place : place + width] for place in range(0, len(data) - width + 1, width)]

@@ -49,11 +49,12 @@ class PatchEmbed(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.hidden_size)) if bias else None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [patches, channels * patch * patch] -> [patches, hidden].
+        """pixels [patches, channels * patch²], of a video [patches, channels * frames * patch²] -> [patches, hidden].
 
         An image is a still clip: all frames of a temporal patch are equal, so the kernels are added up first.
         """
-        kernel = self.weight.sum(dim=2).flatten(1)
+        is_video = pixels.shape[1] == self.weight[0].numel()
+        kernel = self.weight.flatten(1) if is_video else self.weight.sum(dim=2).flatten(1)
         return F.linear(pixels.to(kernel.dtype), kernel, self.bias)
 
 
@@ -91,7 +92,10 @@ class VisionBlock(nn.Module):
 
 
 class VisionTower(nn.Module, abc.ABC):
-    """Patches of several images to their embeddings; each family has its own."""
+    """Patches of several images or of frames of a video to embeddings; each family has its own.
+
+    No frame attends to another: temporal patches of a video may run apart.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -99,7 +103,7 @@ class VisionTower(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """pixels [patches, channels * patch * patch] normalised, in merge-block order -> [rows, embedding_width]."""
+        """pixels as PatchEmbed takes them, normalised, in merge-block order -> [rows, embedding_width]."""
 
 
 class PlainMLP(nn.Module):

@@ -1,4 +1,4 @@
-"""POST /encode of an encoder server: one image to one embedding, pushed to the prefill engine that the body names.
+"""POST /encode of an encoder server: one image or video to one embedding, pushed to the engine that the body names.
 
 Answers after the embedding was handed to the network. Several items in one body are several parts; a body that is
 itself a part holds one item. A disconnect aborts what is not encoded yet.
@@ -14,6 +14,7 @@ from typing import Any
 
 from epd_runtime.disaggregation.embeddings.encoder_client import request_timeout
 from epd_runtime.frontend.errors import RequestError, bad_request
+from epd_runtime.frontend.sources import MediaSource, image_source, native_video
 from epd_runtime.messages import EncodeDone, EncodeRequest, ImageInput
 from epd_runtime.server.protocol.base import EncodeBody
 from epd_runtime.server.service import Service
@@ -25,19 +26,20 @@ HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9]+)?
 async def encode_images(service: Service, body: EncodeBody) -> dict[str, Any]:
     """Encode and deliver; the body of the answer. Raises RequestError."""
     receive_url = receiver(body)
-    sources = image_items(body)
-    limit = service.config.limit_images_per_request
+    sources = media_items(body)
+    config = service.config
+    limit = config.limit_images_per_request if sources[0].video is None else config.limit_videos_per_request
     if len(sources) > limit:
-        raise bad_request(f"mm_items has {len(sources)} images, more than the limit of {limit}", "mm_items")
+        raise bad_request(f"mm_items has {len(sources)} entries, more than the limit of {limit}", "mm_items")
     deadline = request_timeout()
     started = time.time()
     try:
         async with asyncio.timeout(deadline):
             with service.admit(len(sources)):
-                images = [await service.prompts.read_image(s, f"mm_items[{i}]") for i, s in enumerate(sources)]
+                images = [await service.prompts.read_media(s, f"mm_items[{i}]") for i, s in enumerate(sources)]
                 done = await _deliver(service, body, images, receive_url)
     except TimeoutError:
-        raise RequestError(504, f"the image was not encoded within {deadline:g} s") from None
+        raise RequestError(504, f"the item was not encoded within {deadline:g} s") from None
     service.metrics.encoder_latency.observe(time.time() - started)
     return {
         "req_id": body.req_id,
@@ -72,16 +74,16 @@ def receiver(body: EncodeBody) -> str:
     return f"tcp://{f'[{host}]' if ':' in host else host}:{ports[0]}"
 
 
-def image_items(body: EncodeBody) -> list[str]:
-    """Image sources; raises RequestError 400."""
-    if body.modality.upper() != "IMAGE":
-        raise bad_request(f"modality {body.modality[:20]!r} is not supported; this encoder takes IMAGE", "modality")
+def media_items(body: EncodeBody) -> list[MediaSource]:
+    """Sources of images, or of videos; raises RequestError 400."""
+    modality = body.modality.upper()
+    if modality not in ("IMAGE", "VIDEO"):
+        raise bad_request(
+            f"modality {body.modality[:20]!r} is not supported; this encoder takes IMAGE and VIDEO", "modality"
+        )
     if not 0 <= body.part_idx < body.num_parts <= MAX_PARTS:
         raise bad_request(f"part_idx must be below num_parts, and num_parts at most {MAX_PARTS}", "part_idx")
     if not body.mm_items or (len(body.mm_items) > 1 and body.num_parts != 1):
-        raise bad_request("mm_items must hold one image per part", "mm_items")
-    urls = [item.get("url") if isinstance(item, dict) else item for item in body.mm_items]
-    sources = [url for url in urls if isinstance(url, str) and url]
-    if len(sources) != len(urls):
-        raise bad_request("mm_items must hold http(s) or data URLs", "mm_items")
-    return sources
+        raise bad_request("mm_items must hold one image or video per part", "mm_items")
+    read = image_source if modality == "IMAGE" else native_video
+    return [read(item, "mm_items") for item in body.mm_items]

@@ -12,6 +12,7 @@ from typing import Any
 
 from epd_runtime.frontend.errors import RequestError, bad_request
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
+from epd_runtime.frontend.sources import MediaSource, image_source, native_video
 from epd_runtime.server.generation import Answer, Generation, Job
 from epd_runtime.server.http import event
 from epd_runtime.server.logprobs import native_logprobs
@@ -33,10 +34,10 @@ def native_job(service: Service, body: NativeRequest) -> Job:
     refuse_unsupported(body)
     prompts = prompt_inputs(body)
     plans = _plans(service, body, len(prompts))
-    sources = image_sources(body.image_data, len(prompts), is_batch(body))
+    sources = media_sources(body, len(prompts))
     rooms = service.plan_rooms(body, len(prompts), plans[0].n)
     return Job(
-        prompts=[_build(prompt, images) for prompt, images in zip(prompts, sources, strict=True)],
+        prompts=[_build(prompt, media) for prompt, media in zip(prompts, sources, strict=True)],
         plans=plans,
         rooms=rooms,
         names=request_ids(body.rid, len(rooms)),
@@ -110,9 +111,9 @@ def request_ids(rid: str | list[str] | None, total: int) -> list[str]:
     return [uuid.uuid4().hex for _ in range(total)]
 
 
-def _build(prompt: PromptInput, images: list[str]) -> Callable[[PromptBuilder], Awaitable[Prompt]]:
+def _build(prompt: PromptInput, media: list[MediaSource]) -> Callable[[PromptBuilder], Awaitable[Prompt]]:
     param = "text" if isinstance(prompt, str) else "input_ids"
-    return lambda builder: builder.from_native(prompt, images, param)
+    return lambda builder: builder.from_native(prompt, media, param)
 
 
 def is_batch(body: NativeRequest) -> bool:
@@ -139,25 +140,26 @@ def prompt_inputs(body: NativeRequest) -> list[PromptInput]:
     return batch
 
 
-def image_sources(image_data: Any, num_prompts: int, batch: bool) -> list[list[str]]:
-    """Image sources per prompt; raises RequestError 400."""
-    if image_data is None:
-        return [[] for _ in range(num_prompts)]
-    if not batch:
-        return [[_source(item) for item in (image_data if isinstance(image_data, list) else [image_data])]]
-    if not isinstance(image_data, list) or len(image_data) != num_prompts:
-        raise bad_request("for a batch, image_data must be a list with one entry per prompt", "image_data")
+def media_sources(body: NativeRequest, num_prompts: int) -> list[list[MediaSource]]:
+    """Images, then videos, of every prompt; raises RequestError 400."""
+    batch = is_batch(body)
+    images = _items(body.image_data, num_prompts, batch, "image_data")
+    videos = _items(body.video_data, num_prompts, batch, "video_data")
     return [
-        [] if entry is None else [_source(item) for item in (entry if isinstance(entry, list) else [entry])]
-        for entry in image_data
+        [image_source(item, "image_data") for item in pictures] + [native_video(item, "video_data") for item in clips]
+        for pictures, clips in zip(images, videos, strict=True)
     ]
 
 
-def _source(item: Any) -> str:
-    url = item.get("url") if isinstance(item, dict) else item
-    if not isinstance(url, str) or not url:
-        raise bad_request("image_data must hold http(s) URLs, data URLs or base64 strings", "image_data")
-    return url
+def _items(data: Any, num_prompts: int, batch: bool, field: str) -> list[list[Any]]:
+    """The field's entries for every prompt; raises RequestError 400."""
+    if data is None:
+        return [[] for _ in range(num_prompts)]
+    if not batch:
+        return [data if isinstance(data, list) else [data]]
+    if not isinstance(data, list) or len(data) != num_prompts:
+        raise bad_request(f"for a batch, {field} must be a list with one entry per prompt", field)
+    return [[] if entry is None else entry if isinstance(entry, list) else [entry] for entry in data]
 
 
 class NativeAnswer:

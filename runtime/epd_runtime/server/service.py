@@ -94,6 +94,9 @@ class Service:
             max_images=config.limit_images_per_request,
             max_file_bytes=config.media_url_max_file_size_mb * MEBIBYTE,
             max_pixels=config.max_image_pixels,
+            max_videos=config.limit_videos_per_request,
+            max_video_frames=config.max_video_frames,
+            max_video_seconds=config.max_video_seconds,
         )
         self._fetcher = MediaFetcher(self._limits, config.media_url_timeout, config.allowed_media_domains)
         self._prompts: PromptBuilder | None = None

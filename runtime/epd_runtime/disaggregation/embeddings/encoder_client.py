@@ -29,7 +29,8 @@ import aiohttp
 import msgspec
 
 from epd_runtime.frontend.errors import RequestError
-from epd_runtime.messages import ImageInput
+from epd_runtime.messages import ImageInput, media_name
+from epd_runtime.video_file import unpack_frames
 
 CONNECT_SECONDS = 3.0
 PROBE_SECONDS = 2.0  # between health probes while an encoder works, and for each of them
@@ -151,7 +152,7 @@ class EncoderClient:
                     await self._post_while_alive(url, body)
                     return self._remember(image)
             except RequestError as error:
-                raise RequestError(error.status, f"image {part}: {error.message}") from None
+                raise RequestError(error.status, f"{media_name(images, part)}: {error.message}") from None
             except _EncoderError as failure:
                 logger.warning("encoder %s failed on part %d of %s: %s", url, part, request_id, failure)
                 excluded |= {url}
@@ -164,12 +165,12 @@ class EncoderClient:
             self._delivered.popitem(last=False)
 
     async def _body(self, request_id: str, part: int, num_parts: int, image: ImageInput) -> bytes:
-        data = image.data
-        text = base64.b64encode(data) if len(data) < LARGE_BYTES else await asyncio.to_thread(base64.b64encode, data)
+        large = len(image.data) >= LARGE_BYTES
+        item = await asyncio.to_thread(_item, image) if large else _item(image)
         return msgspec.json.encode(
             {
-                "mm_items": ["data:application/octet-stream;base64," + text.decode()],
-                "modality": "IMAGE",
+                "mm_items": [item],
+                "modality": "IMAGE" if image.video is None else "VIDEO",
                 "req_id": request_id,
                 "num_parts": num_parts,
                 "part_idx": part,
@@ -228,6 +229,18 @@ class EncoderClient:
                 return True
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False
+
+
+def _item(image: ImageInput) -> object:
+    """One entry of mm_items: a data URL; for a video an object of it, or of its frames' URLs, and the options."""
+    if image.video is None:
+        return _data_url(image.data)
+    files = [_data_url(data) for data in unpack_frames(image.data)] if image.video.is_list else _data_url(image.data)
+    return {"video": files, **msgspec.to_builtins(image.video.options)}
+
+
+def _data_url(data: bytes) -> str:
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode()
 
 
 def _error_message(text: str) -> str:

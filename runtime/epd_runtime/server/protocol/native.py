@@ -42,12 +42,15 @@ class NativeSampling(msgspec.Struct):
 class NativeRequest(RoomFields):
     """Body of POST /generate. image_data: a source, a list of them, or for a batch a list per prompt.
 
+    video_data likewise; an entry may be a list of frames, or an object with `url` or `video` and fps, nframes, ….
+
     sampling_params may be a list, one for each prompt. logprob_start_len: first prompt token whose logprob is wanted.
     """
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
     image_data: Any = None
+    video_data: Any = None
     sampling_params: NativeSampling | list[NativeSampling] | None = None
     rid: str | list[str] | None = None
     stream: bool | None = None
