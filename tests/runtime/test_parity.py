@@ -7,7 +7,6 @@ and a random Llama, untied, drawn anew at each run (the seed is printed).
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import random
@@ -21,11 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 from deployments import MODES, Deployment, deploy
 from random_models import make_llama, make_qwen2_5_vl, make_telling
-from reference import TextReference, VisionReference
+from reference import TextReference
 from servers import Server
+from videos import Question, VideoReference, random_clip, takes_videos
 
 NEW_TOKENS = 24
 
@@ -39,18 +40,6 @@ def picture(draw: random.Random) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).resize((width, height)).save(file, draw.choice(["PNG", "JPEG"]))
     return file.getvalue()
-
-
-def data_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def conversation(text: str, images: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One user turn as our API takes it, and as transformers' template does."""
-    ours = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
-    theirs = [{"type": "image"} for _ in images]
-    words = {"type": "text", "text": text}
-    return [{"role": "user", "content": [*ours, words]}], [{"role": "user", "content": [*theirs, words]}]
 
 
 async def post(url: str, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,29 +90,35 @@ def draw() -> random.Random:
 
 @pytest.fixture(scope="module")
 def vision_model(tmp_path_factory: pytest.TempPathFactory, draw: random.Random) -> Path:
-    return make_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), draw.randrange(2**31))
+    return takes_videos(make_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), draw.randrange(2**31)), draw)
 
 
 @pytest.fixture(scope="module")
-def questions(draw: random.Random) -> list[tuple[str, list[bytes]]]:
-    """Texts without an image, with one, with eight, of mixed lengths."""
+def questions(draw: random.Random) -> list[Question]:
+    """Texts without an image, with one, with eight, with videos, of mixed lengths."""
     counts = [0, 1, 8, 1, 2, 0, 3]
-    return [("What do you see? " * draw.randrange(1, 12), [picture(draw) for _ in range(count)]) for count in counts]
+    asked = [Question([*(picture(draw) for _ in range(count)), words(draw)]) for count in counts]
+    videos = [(random_clip(draw, count), draw.choice([0.5, 2.0])) for count in (8, 5, 4)]
+    return [*asked, Question([videos[0], words(draw)]), Question([picture(draw), *videos[1:], words(draw)])]
 
 
-def answers(folder: Path, questions: list[tuple[str, list[bytes]]]) -> list[list[int]]:
+def words(draw: random.Random) -> str:
+    return "What do you see? " * draw.randrange(1, 12)
+
+
+def answers(folder: Path, questions: list[Question]) -> list[list[int]]:
     """What transformers says."""
-    reference = VisionReference(folder)
-    return [reference.chat(conversation(text, images)[1], images, NEW_TOKENS) for text, images in questions]
+    reference = VideoReference(folder)
+    return [reference.generate(question.inputs(reference), NEW_TOKENS) for question in questions]
 
 
 def texts(folder: Path, answers: list[list[int]]) -> list[str]:
-    reference = VisionReference(folder)
-    return [reference.text(answer) for answer in answers]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
 
 @pytest.fixture(scope="module")
-def expected(vision_model: Path, questions: list[tuple[str, list[bytes]]]) -> list[str]:
+def expected(vision_model: Path, questions: list[Question]) -> list[str]:
     told = answers(vision_model, questions)
     assert len({token for answer in told for token in answer}) > 20, "the model repeats itself: nothing is proven"
     return texts(vision_model, told)
@@ -131,18 +126,16 @@ def expected(vision_model: Path, questions: list[tuple[str, list[bytes]]]) -> li
 
 @pytest.mark.parametrize("mode", MODES)
 def test_chats_equal_transformers(
-    mode: str, vision_model: Path, questions: list[tuple[str, list[bytes]]], expected: list[str]
+    mode: str, vision_model: Path, questions: list[Question], expected: list[str]
 ) -> None:
     with deploy(mode, vision_model) as deployment:
         check_weights(deployment, vision_model)
         check_chats(deployment, questions, expected)
 
 
-def test_deepstack_travels_with_the_embeddings(
-    draw: random.Random, questions: list[tuple[str, list[bytes]]], tmp_path: Path
-) -> None:
+def test_deepstack_travels_with_the_embeddings(draw: random.Random, questions: list[Question], tmp_path: Path) -> None:
     """A Qwen3-VL, whose embeddings are wider than its language model; and KV through shared memory."""
-    folder, told = make_telling("qwen3_vl", tmp_path, draw, lambda model: answers(model, questions))
+    folder, told = make_telling("qwen3_vl", tmp_path, draw, lambda model: answers(takes_videos(model, draw), questions))
     with deploy("E+P+D", folder, "shm") as deployment:
         check_chats(deployment, questions, texts(folder, told))
 
@@ -165,14 +158,13 @@ def check_weights(deployment: Deployment, folder: Path) -> None:
         assert held == {part: bytes_of[part] * (part in parts) for part in bytes_of}, name
 
 
-def check_chats(deployment: Deployment, questions: list[tuple[str, list[bytes]]], expected: list[str]) -> None:
+def check_chats(deployment: Deployment, questions: list[Question], expected: list[str]) -> None:
     """One question alone, then all at once."""
     bodies = [
         {
-            "model": "", "messages": conversation(text, images)[0], "max_tokens": NEW_TOKENS, "temperature": 0,
-            "ignore_eos": True,
+            "model": "", "messages": question.ours(), "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True,
         }
-        for text, images in questions
+        for question in questions
     ]  # fmt: skip
     alone = asyncio.run(post(deployment.url, "/v1/chat/completions", bodies[1:2]))
     together = asyncio.run(post(deployment.url, "/v1/chat/completions", bodies))
@@ -185,7 +177,7 @@ def check_chats(deployment: Deployment, questions: list[tuple[str, list[bytes]]]
     gauges_at_rest(deployment)
     encoders = [server for name, server in deployment.servers.items() if name.startswith("encoder")]
     if encoders:
-        num_images = sum(len(images) for _, images in questions)
+        num_images = sum(not isinstance(part, str) for question in questions for part in question.parts)
         assert sum(map(num_encoded, encoders)) == num_images, "the image that prefill had was not asked for again"
 
 

@@ -78,13 +78,12 @@ def test_files_are_sampled_as_transformers_does(family: str, draw: random.Random
     reference, engine = VideoReference(folder), InProcessEngine(folder)
     vision = load_model_config(folder).vision
     assert vision is not None
-    kinds = [("mp4", "libx264"), ("mov", "mpeg4"), ("webm", "libvpx-vp9"), ("avi", "mjpeg")]
     for options in ({}, {"fps": draw.choice([0.7, 1.0, 5.0])}, {"nframes": 6}):
-        frames = np.repeat(random_clip(draw, 1), draw.randrange(8, 90), axis=0)
-        clip = np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
-        clip = clip + np.arange(len(clip), dtype=np.uint8)[:, None, None, None]  # every frame is another
+        (frame,) = random_clip(draw, 1)
+        frame = frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2]
+        clip = frame + np.arange(draw.randrange(8, 90), dtype=np.uint8)[:, None, None, None]  # every frame is another
         rate = draw.choice([5, 12, 25, fractions.Fraction(30000, 1001)])
-        data = movie(clip, rate, *draw.choice(kinds[:2]))
+        data = movie(clip, rate, *draw.choice([("mp4", "libx264"), ("mov", "mpeg4")]))
         part = {"type": "video_url", "video_url": {"url": movie_url(data)}, **options}
         prompt = engine.chat([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}])
         asked = {"num_frames" if name == "nframes" else name: value for name, value in options.items()}

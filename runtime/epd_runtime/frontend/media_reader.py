@@ -23,6 +23,7 @@ from epd_runtime.video_config import VideoConfig
 from epd_runtime.video_file import VideoError, VideoHeader, pack_frames, read_header
 
 MAX_FETCHES = 16  # frames of one video under way at once
+FRAMES_SECONDS = 60.0  # for all of them
 
 Media = tuple[MediaSource, list[bytes]]
 
@@ -51,9 +52,16 @@ class MediaReader:
         if not source.is_frames:
             return source, [await self._fetcher.fetch(source.urls[0], param)]
         self._check_frames(len(source.urls), param)
+        try:
+            async with asyncio.timeout(FRAMES_SECONDS):
+                return source, await self._fetch_frames(source.urls, param)
+        except TimeoutError:
+            raise bad_request(f"{param}: its frames did not come within {FRAMES_SECONDS:g} s", param) from None
+
+    async def _fetch_frames(self, sources: Sequence[str], param: str) -> list[bytes]:
         files: list[bytes] = []
-        for start in range(0, len(source.urls), MAX_FETCHES):
-            urls = enumerate(source.urls[start : start + MAX_FETCHES], start)
+        for start in range(0, len(sources), MAX_FETCHES):
+            urls = enumerate(sources[start : start + MAX_FETCHES], start)
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._fetcher.fetch(url, f"{param}, frame {i}")) for i, url in urls]
@@ -62,7 +70,7 @@ class MediaReader:
             files += [task.result() for task in tasks]
             if sum(map(len, files)) > self._limits.max_file_bytes:
                 raise too_large(self._limits, param)
-        return source, files
+        return files
 
     def read_all(self, media: Sequence[Media]) -> list[ImageInput]:
         """What fetch() brought, with grids; not placed in a prompt yet. Raises RequestError."""
@@ -115,7 +123,7 @@ class MediaReader:
         count, step = len(video.frames), config.temporal_patch_size
         height, width = frame_size(count, *size, config)
         digest = hashlib.sha256(data)
-        digest.update(msgspec.msgpack.encode(video))
+        digest.update(msgspec.msgpack.encode((video.frames, video.is_list, video.rate, video.seconds)))
         return self._placed(data, (-(-count // step), height, width), digest, video)
 
     def _placed(
