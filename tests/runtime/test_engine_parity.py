@@ -18,24 +18,11 @@ from epd_runtime.kvcache.pool import KVPool, page_bytes
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams
 from epd_runtime.model_config import load_model_config
 from epd_runtime.models.registry import load_language_model
-from random_models import make_llama
 from reference import TextReference
 
 PAGE = 16
 PAGES = 60
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def seed() -> int:
-    drawn = random.SystemRandom().randrange(2**31)
-    print(f"seed {drawn}")
-    return drawn
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Path:
-    return make_llama(tmp_path_factory.mktemp("llama"), seed)
 
 
 def generate(folder: Path, prompts: list[list[int]], lengths: list[int], chunk: int) -> list[list[int]]:

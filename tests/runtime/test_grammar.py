@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
 import threading
 import time
@@ -22,7 +21,6 @@ from epd_runtime.engine.sampling.grammar import GrammarCompiler
 from epd_runtime.engine.sampling.sampler import Sampler
 from epd_runtime.engine.sampling.vocabulary import spell_tokens
 from epd_runtime.messages import GenerateRequest, Grammar, SamplingParams, TokenOutput
-from random_models import make_llama
 from text_engine import TextEngine
 
 EOS = 376
@@ -44,13 +42,6 @@ KINDS = {
     "ebnf": Grammar("ebnf", 'root ::= item ("," item){1,3}\nitem ::= [a-c]+ | "(" item ")"'),
     "json": Grammar("json"),
 }
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")
-    return make_llama(tmp_path_factory.mktemp("llama"), seed)
 
 
 @pytest.fixture(scope="module")

@@ -14,20 +14,7 @@ from epd_runtime.engine.limits import MAX_PROMPT_LOGPROBS
 from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.sampler import Sampler
 from epd_runtime.messages import GenerateRequest, RequestFailed, SamplingParams, TokenLogprobs
-from random_models import make_llama
 from text_engine import TextEngine
-
-
-@pytest.fixture(scope="module")
-def seed() -> int:
-    drawn = random.SystemRandom().randrange(2**31)
-    print(f"seed {drawn}")
-    return drawn
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Path:
-    return make_llama(tmp_path_factory.mktemp("llama"), seed)
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,13 +45,6 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def seed() -> int:
-    drawn = random.SystemRandom().randrange(2**31)
-    print(f"seed {drawn}")
-    return drawn
 
 
 def question(shown: NumberImage) -> Any:

@@ -1,10 +1,17 @@
-"""The four ways of serving a model, each as real processes behind one URL."""
+"""The four ways of serving a model, each as real processes behind one URL; requests to them, and what they leave."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import aiohttp
 
 from servers import Server, start_model, start_prefill, start_router
 
@@ -46,3 +53,42 @@ def deploy(mode: str, folder: Path, backend: str = "tcp", *flags: str) -> Iterat
     finally:
         for server in reversed(servers.values()):
             server.stop()
+
+
+async def post(url: str, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All bodies at once, so that they share batches."""
+
+    async def one(session: aiohttp.ClientSession, body: dict[str, Any]) -> dict[str, Any]:
+        async with session.post(f"{url}{path}", json=body) as response:
+            answer: dict[str, Any] = await response.json()
+            assert response.status == 200, answer
+            return answer
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=200)) as session:
+        return await asyncio.gather(*(one(session, body) for body in bodies))
+
+
+def gauges_at_rest(deployment: Deployment) -> None:
+    """No pages, rooms or embeddings stay behind anywhere."""
+    for name, server in deployment.servers.items():
+        if name == "router":
+            continue
+        deadline = time.monotonic() + 60
+        while True:
+            with urllib.request.urlopen(f"{server.url}/server_info", timeout=60) as response:
+                stats = json.load(response)["engine"]["stats"]
+            left = {
+                key: stats[key] for key in ("num_running", "num_queued", "pages_used", "rooms", "embeddings_pending")
+            }
+            if not any(left.values()):
+                break
+            assert time.monotonic() < deadline, f"{name} keeps {left}"
+            time.sleep(0.05)
+
+
+def flush_cache(server: Server) -> None:
+    """Prompts leave pages; afterwards there are none."""
+    for expected in (True, False):
+        with urllib.request.urlopen(f"{server.url}/server_info", timeout=60) as response:
+            assert (json.load(response)["engine"]["stats"]["pages_cached"] > 0) == expected
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/flush_cache", method="POST"), timeout=20).close()
