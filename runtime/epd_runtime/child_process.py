@@ -17,8 +17,10 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
 
-def start_child(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def start_child(command: Sequence[str], descriptors: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start a child in a process group of its own, so that Ctrl-C reaches only the parent; raises OSError.
+
+    descriptors: those that it inherits, under the same numbers.
 
     Call it from a thread that lives as long as the process: the kernel takes the thread for the parent.
     """
@@ -29,7 +31,9 @@ def start_child(command: Sequence[str]) -> subprocess.Popen[bytes]:
         if os.getppid() != parent:
             os._exit(1)
 
-    return subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=die_with_parent, process_group=0)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, preexec_fn=die_with_parent, process_group=0, pass_fds=descriptors
+    )
 
 
 def give_order(child: subprocess.Popen[bytes], order: bytes) -> None:

@@ -1,7 +1,8 @@
-"""Every message between the API process and its engine process: msgpack over ZMQ PUSH/PULL on ipc sockets.
+"""Every message between the API process and its engine process: msgpack over a Unix socket.
 
-One Struct per message, tagged with its name. Both directions are ordered and lossless while both processes live; when
-one dies the other ends too (the engine reads EOF on its standard input, the API process reaps its child).
+One Struct per message, tagged with its name. Both directions are ordered and lossless while both processes live
+(message_socket.py); when one dies the other ends too (the engine reads EOF on its standard input, the API process reaps
+its child).
 
     API process ──────────────────────────────────────────────▶ engine process
         GenerateRequest | EncodeRequest | AbortRequest | FailRequest | FailRoom | FlushCache

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import zmq
 from tokenizers import Tokenizer
 
 from epd_runtime import messages
+from epd_runtime.engine.channel import Channel, exit_with_parent, read_order
 from epd_runtime.messages import (
     AbortRequest,
     CacheFlushed,
@@ -53,24 +53,23 @@ STATS = EngineStats(num_running=1, pages_total=100, pages_used=25, rooms=3, embe
 class Engine:
     """Answers one step per loop for every request."""
 
-    def __init__(self, ipc_dir: str, log: Path) -> None:
-        self.context = context = zmq.Context()
-        self.receiver = context.socket(zmq.PULL)
-        self.receiver.bind(f"ipc://{ipc_dir}/to_engine.ipc")
-        self.sender = context.socket(zmq.PUSH)
-        self.sender.connect(f"ipc://{ipc_dir}/from_engine.ipc")
+    def __init__(self, fd: int, log: Path) -> None:
+        self.channel = Channel(fd)
+        self.poller = zmq.Poller()
+        self.channel.watch(self.poller)
         self.log = log
         self.answers = scripted_answers()
         self.running: dict[str, tuple[GenerateRequest, int, float]] = {}  # request, tokens sent, time of the next
 
     def send(self, message: messages.FromEngine) -> None:
-        self.sender.send(messages.encode(message))
+        self.channel.send(message)
 
     def run(self) -> None:
         while True:
             wait = 2 if self.running else 1000
-            if self.receiver.poll(wait):
-                self.take(messages.decode_to_engine(self.receiver.recv()))
+            self.poller.poll(wait)
+            for message in self.channel.receive():
+                self.take(message)
             self.step()
 
     def take(self, message: messages.ToEngine) -> None:
@@ -167,22 +166,16 @@ def summary(message: messages.ToEngine) -> dict[str, Any]:
     return json.loads(json.dumps(content, default=len))  # type: ignore[no-any-return]
 
 
-def exit_with_parent() -> None:
-    while os.read(0, 1024):  # not through sys.stdin, whose lock must be free when the interpreter ends
-        pass
-    os._exit(0)
-
-
 def run_engine() -> int:
-    order = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    order = json.loads(read_order())
+    exit_with_parent()
     how = os.environ.get("SCRIPT_START", "ready")
     if how == "exit":
         return 3
-    engine = Engine(order["ipc_dir"], Path(os.environ["SCRIPT_LOG"]))
+    engine = Engine(order["socket"], Path(os.environ["SCRIPT_LOG"]))
     if how == "fail":
         engine.send(EngineFailed("the script has no weights"))
-        engine.context.destroy(linger=1000)
+        engine.channel.close()
         return 1
     while how == "held" and not engine.log.with_name("go").exists():
         time.sleep(0.01)

@@ -165,19 +165,6 @@ async def test_a_second_signal_stops_at_once() -> None:
             await task
 
 
-def test_sockets_are_removed() -> None:
-    with scripted() as server:
-        folder = next(
-            connection.laddr.rsplit("/", 1)[0]
-            for connection in psutil.Process(server.process.pid).net_connections("unix")
-            if str(connection.laddr).endswith("from_engine.ipc")
-        )
-        assert Path(folder).stat().st_mode & 0o777 == 0o700
-        server.process.terminate()
-        assert server.process.wait(5) == 0
-        assert not Path(folder).exists()
-
-
 ROOM = {"bootstrap_host": "127.0.0.9", "bootstrap_port": None, "bootstrap_room": 77}
 
 

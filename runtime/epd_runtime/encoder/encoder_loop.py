@@ -63,7 +63,7 @@ class EncoderLoop:
             self._waker.wake,
         )
         self._poller = zmq.Poller()
-        self._poller.register(channel.receiver, zmq.POLLIN)
+        channel.watch(self._poller)
         self._poller.register(self._waker.fileno(), zmq.POLLIN)
         self._delivery = Delivery(context, self._poller)
         self._open: dict[str, EncodeRequest] = {}

@@ -186,7 +186,7 @@ class LanguageLoop:
     def run(self) -> None:
         """Serve for ever; the process ends with its API process."""
         poller = zmq.Poller()
-        poller.register(self._channel.receiver, zmq.POLLIN)
+        self._channel.watch(poller)
         poller.register(self._waker.fileno(), zmq.POLLIN)
         if self._handoff is not None:
             poller.register(self._handoff.fileno(), zmq.POLLIN)

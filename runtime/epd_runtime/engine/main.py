@@ -10,7 +10,6 @@ import json
 import logging
 import signal
 import sys
-from pathlib import Path
 
 import zmq
 
@@ -34,26 +33,25 @@ log = logging.getLogger("epd_runtime.engine")
 def main() -> int:
     """Run the engine; returns the exit status."""
     order = json.loads(read_order())
-    ipc_dir = Path(order["ipc_dir"])
-    exit_with_parent(ipc_dir)
+    exit_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
     server = from_values(order["config"])
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
     choose_threads(server)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    channel = Channel(context, ipc_dir)
+    channel = Channel(order["socket"])
     try:
         placement = place_model(server)
         ops.choose(ops.fastest(placement.device))
         loop = _open_loop(server, placement, context, channel)
     except (StartError, RankError, AttentionUnavailableError, ModelConfigError, WeightError, OSError) as error:
         channel.send(EngineFailed(str(error)))
-        context.destroy(linger=1000)
+        channel.close()
         return 1
     except Exception as error:
         log.exception("the engine cannot start")
         channel.send(EngineFailed(f"{type(error).__name__}: {error}"))
-        context.destroy(linger=1000)
+        channel.close()
         return 1
     if isinstance(loop, WorkerNode):
         try:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError
@@ -73,21 +76,52 @@ class Answering(Protocol):
     def frames(self) -> Frames: ...
 
 
-def build_app(service: Service) -> FastAPI:
+class _Routed:
+    """An endpoint as an ASGI application. Given a plain function, the router would wrap every send of a stream."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+class Application:
+    """The routes, and what becomes of errors that are nobody's answer."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        routes = [
+            Route(endpoint.path, _Routed(endpoint.handler), methods=list(endpoint.methods)) for endpoint in endpoints
+        ]
+        self._router = Router(routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        scope["app"] = self  # the router then raises instead of answering in plain text
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            what = f"{scope['method']} {scope['path']}: {error.detail}"
+            await error_response(RequestError(error.status_code, what))(scope, receive, send)
+        except Exception as error:
+            logger.error("%s failed", scope["path"], exc_info=error)
+            message = f"internal error ({type(error).__name__}); the server's log has the details"
+            with suppress(RuntimeError):  # the answer has begun: the connection is cut
+                await error_response(RequestError(500, message))(scope, receive, send)
+
+
+def build_app(service: Service) -> ASGIApp:
     """The application of one server process."""
-    app = FastAPI(title="epd_runtime", openapi_url=None)
     endpoints = _endpoints(service)
     document = openapi_document(endpoints, with_keys=service.config.api_key is not None)
 
     async def openapi(request: Request) -> Response:
         return json_response(document)
 
-    for endpoint in [*endpoints, Endpoint("/openapi.json", openapi, "This document")]:
-        app.add_api_route(endpoint.path, endpoint.handler, methods=list(endpoint.methods), response_model=None)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _internal_error)
+    app = Application([*endpoints, Endpoint("/openapi.json", openapi, "This document")])
     if service.config.api_key or service.config.admin_api_key:
-        app.add_middleware(ApiKeys, service.config.api_key, service.config.admin_api_key)
+        return ApiKeys(app, service.config.api_key, service.config.admin_api_key)
     return app
 
 
@@ -236,15 +270,3 @@ def _record_error(service: Service, path: str, error: RequestError) -> None:
     level = logging.INFO if error.status < 500 else logging.ERROR
     logger.log(level, "%s failed with status %d: %s", path, error.status, error.message)
     service.metrics.failures.labels(str(error.status)).inc()
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return error_response(RequestError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
-
-
-async def _internal_error(request: Request, error: Exception) -> Response:
-    logger.error("%s failed", request.url.path, exc_info=error)
-    return error_response(
-        RequestError(500, f"internal error ({type(error).__name__}); the server's log has the details")
-    )

@@ -1,6 +1,6 @@
-"""The API process's end of the sockets to its engine.
+"""The API process's end of the socket to its engine.
 
-One reader takes every message off the PULL socket and puts it into the mailbox of the request it belongs to. A mailbox
+One reader takes every message off the socket and puts it into the mailbox of the request it belongs to. A mailbox
 never blocks the reader and never loses tokens; it is bounded by the request's own max_new_tokens.
 
     open() ──▶ [message, message, …] ──▶ every rid finished
@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import msgspec
-import zmq
 
 from epd_runtime import messages
 from epd_runtime.frontend.errors import RequestError
+from epd_runtime.message_socket import MessageSocket
 from epd_runtime.messages import (
     AbortRequest,
     CacheFlushed,
@@ -39,11 +39,9 @@ from epd_runtime.messages import (
     StepOutputs,
     TokenOutput,
 )
-from epd_runtime.server.engine_process import EngineSockets
 
 Output: TypeAlias = TokenOutput | EncodeDone | CacheFlushed
 Task: TypeAlias = GenerateRequest | EncodeRequest | FlushCache  # what has an end
-BURST = 64  # messages taken in one turn of the event loop, so that HTTP connections are served in between
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +93,7 @@ class Mailbox:
 class EngineClient:
     """Sends requests to the engine and routes what it answers. Belongs to one event loop."""
 
-    def __init__(self, sockets: EngineSockets) -> None:
+    def __init__(self, sock: MessageSocket) -> None:
         self.stats = EngineStats()
         self.num_steps = 0  # steps that gave tokens
         self.dead: RequestError | None = None
@@ -104,10 +102,8 @@ class EngineClient:
         self.failed: asyncio.Future[str] = self._loop.create_future()  # why the engine says it ends
         self._mailboxes: dict[str, Mailbox] = {}
         self._closed = False
-        self._to_engine, self._from_engine = sockets.to_engine, sockets.from_engine
-        self._fd = int(self._from_engine.getsockopt(zmq.FD))
-        self._loop.add_reader(self._fd, self._read)
-        self._loop.call_soon(self._read)
+        self._socket = sock
+        self._loop.add_reader(sock.fileno(), self._read)
 
     @contextmanager
     def open(
@@ -143,7 +139,9 @@ class EngineClient:
     def send(self, message: messages.ToEngine) -> None:
         """Queue one message for the engine; nothing happens when it is dead or this process is leaving."""
         if self.dead is None and not self._closed:
-            self._to_engine.send(messages.encode(message), zmq.NOBLOCK)
+            self._socket.send(messages.encode(message))
+            if self._socket.has_backlog:
+                self._loop.add_writer(self._socket.fileno(), self._flush)
 
     def fail_all(self, error: RequestError) -> None:
         """The engine is gone: end every open request, now and from now on."""
@@ -157,22 +155,24 @@ class EngineClient:
         return len(self._mailboxes)
 
     def close(self) -> None:
-        """Stop reading; the sockets belong to the engine process."""
-        self._loop.remove_reader(self._fd)
+        """Stop reading and sending; the socket belongs to the engine process."""
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
         self._closed = True
 
     def _read(self) -> None:
-        # The descriptor signals edges: read until nothing is left, else nobody wakes this process for the rest.
-        if self._closed:
-            return
-        for _ in range(BURST):
+        for message in self._socket.receive():
             try:
-                self._dispatch(messages.decode_from_engine(self._from_engine.recv(zmq.NOBLOCK)))
-            except zmq.Again:
-                return
+                self._dispatch(messages.decode_from_engine(message))
             except msgspec.MsgspecError as error:
                 logger.error("message from the engine cannot be decoded: %s", error)
-        self._loop.call_soon(self._read)
+        if not self._socket.is_open:  # its process is watched elsewhere
+            self._loop.remove_reader(self._socket.fileno())
+
+    def _flush(self) -> None:
+        self._socket.flush()
+        if not self._socket.has_backlog:
+            self._loop.remove_writer(self._socket.fileno())
 
     def _dispatch(self, message: messages.FromEngine) -> None:
         match message:

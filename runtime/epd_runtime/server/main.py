@@ -52,7 +52,7 @@ class ServerProcess:
     """Joins the HTTP server and the engine process; run() returns the exit status."""
 
     def __init__(self, config: ServerConfig, model: ModelFolder, process: EngineProcess, sock: socket.socket) -> None:
-        self._engine = EngineClient(process.sockets)
+        self._engine = EngineClient(process.socket)
         self._service = Service(config, model, self._engine)
         self._process = process
         self._sock = sock
