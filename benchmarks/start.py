@@ -81,7 +81,9 @@ def main() -> None:
     rounds = []
     for _ in range(options.rounds):
         rounds.append((import_torch(), *start_once(options.model, options.flags)))
-        print("import torch {:.2f} s, ready after {:.2f} s, first answer {:.2f} s later".format(*rounds[-1]), flush=True)
+        print(
+            "import torch {:.2f} s, ready after {:.2f} s, first answer {:.2f} s later".format(*rounds[-1]), flush=True
+        )
     torch_alone, ready, first = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"medians: ready after {ready:.2f} s, {ready / torch_alone:.2f} of import torch; first answer {first:.2f} s")
 

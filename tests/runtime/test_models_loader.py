@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,21 @@ def test_dummy_weights_fill_everything_and_depend_on_the_seed() -> None:
         assert parameter.isfinite().all(), name
         assert torch.equal(parameter, same[name])
         assert torch.equal(parameter, other[name]) == ("norm" in name), name
+
+
+def test_making_a_model_imports_no_compiler() -> None:
+    """Parts of torch that some operations on meta tensors import take longer than the rest of an engine's start."""
+    code = """
+import sys
+from pathlib import Path
+import torch
+from epd_runtime.model_config import load_model_config
+from epd_runtime.models.registry import load_language_model, load_vision_tower
+config = load_model_config(Path(sys.argv[1]))
+place = Path(sys.argv[1]), torch.device("cpu"), torch.float32
+load_language_model(config, *place, 64, None)
+load_vision_tower(config, *place, None)
+late = {"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "transformers"} & set(sys.modules)
+assert not late, late
+"""
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[2] / "models" / "handwriting")], check=True)

@@ -33,7 +33,7 @@ async def post(server: ScriptedServer, body: Any, path: str = CHAT) -> tuple[int
 
 def launch_result(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "epd_runtime.launch_server", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_health_says_503_until_the_engine_is_ready() -> None:
 @pytest.mark.parametrize(("start", "reason"), [("fail", "the script has no weights"), ("exit", "ended with status 3")])
 def test_an_engine_that_cannot_start_ends_the_server(start: str, reason: str) -> None:
     server = start_scripted(start=start)
-    assert server.process.wait(15) == 1
+    assert server.process.wait(90) == 1
     assert reason in server.log
     assert "Traceback" not in server.log
 

@@ -40,7 +40,11 @@ class Qwen3VisionTower(VisionTower):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__(config)
         self.patch_embed = PatchEmbed(config, bias=True)
-        self.pos_embed = nn.Embedding(config.position_side**2, config.hidden_size)
+        self.pos_embed = nn.Embedding(
+            config.position_side**2,
+            config.hidden_size,
+            _weight=torch.empty(config.position_side**2, config.hidden_size),
+        )
         self.blocks = nn.ModuleList(VisionBlock(config, layer_norm, PlainMLP(config)) for _ in range(config.depth))
         self.merger = PatchMerger(config, layer_norm(config.hidden_size))
         self.deepstack = nn.ModuleList(

@@ -78,10 +78,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def _allocate(build: Callable[[], Module], device: torch.device, dtype: torch.dtype) -> Module:
-    """A module with uninitialised parameters: nothing is drawn that the checkpoint will overwrite."""
+    """A module with uninitialised parameters: nothing is drawn that the checkpoint will overwrite.
+
+    Embeddings are made from empty tensors, and to_empty() is not used: for meta tensors both drawing normal numbers and
+    empty_like() import parts of torch's compiler, which takes longer than all the rest of the start.
+    """
     with torch.device("meta"):
         module = build()
-    return module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    module.to(dtype)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))  # type: ignore[no-untyped-call]
+    return module.requires_grad_(False).eval()
 
 
 def _fill(module: nn.Module, folder: Path, place: Place, dummy_seed: int | None) -> None:
