@@ -32,7 +32,7 @@ class ScriptedServer(Server):
         lines = self.engine_log.read_text().splitlines() if self.engine_log.exists() else []
         return [message for message in map(json.loads, lines) if message["kind"] == kind]
 
-    def wait_told(self, kind: str, number: int = 1, seconds: float = 3.0) -> list[dict[str, Any]]:
+    def wait_told(self, kind: str, number: int = 1, seconds: float = 30.0) -> list[dict[str, Any]]:
         """Wait until the engine received so many messages of a kind."""
         deadline = time.monotonic() + seconds
         while len(self.told(kind)) < number:

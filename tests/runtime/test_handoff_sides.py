@@ -65,10 +65,10 @@ class Pair:
         self.prefill_events += self.prefill.poll()
         self.decode_events += self.decode.poll()
 
-    def decode_event(self, room: int, kind: type[msgspec.Struct], seconds: float = 10) -> DecodeEvent:
+    def decode_event(self, room: int, kind: type[msgspec.Struct], seconds: float = 30) -> DecodeEvent:
         return self._wait(self.decode_events, room, kind, seconds)  # type: ignore[arg-type, return-value]
 
-    def prefill_event(self, room: int, kind: type[msgspec.Struct], seconds: float = 10) -> PrefillEvent:
+    def prefill_event(self, room: int, kind: type[msgspec.Struct], seconds: float = 30) -> PrefillEvent:
         return self._wait(self.prefill_events, room, kind, seconds)  # type: ignore[arg-type, return-value]
 
     def _wait(self, events: list[Prepared | Sent | Failed], room: int, kind: type, seconds: float) -> object:
@@ -89,7 +89,7 @@ class Pair:
 
     def quiet(self) -> None:
         """No room is left anywhere."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while self.prefill.num_rooms() or self.decode.num_rooms():
             assert time.monotonic() < deadline, "rooms are left"
             self.pump(0.02)
@@ -305,7 +305,7 @@ GARBAGE = {
 def test_garbage_on_the_bootstrap_port_is_closed_and_disturbs_nobody(name: str) -> None:
     pair = Pair("tcp")
     with socket.create_connection((HOST, pair.port)) as stranger:
-        stranger.settimeout(5)
+        stranger.settimeout(30)
         stranger.sendall(GARBAGE[name])
         hand_over(pair, 1, [1, 2], [3, 4])
         pair.decode_event(1, Received)
@@ -322,7 +322,7 @@ def test_frames_that_come_a_byte_at_a_time_are_ended_in_time() -> None:
     pair = Pair("tcp")
     with socket.create_connection((HOST, pair.port)) as stranger:
         stranger.sendall(HELLO + struct.pack("<I", 10000))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             while True:
                 assert time.monotonic() < deadline, "the connection is still open"
@@ -336,7 +336,7 @@ def test_too_many_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> 
     pair = Pair("tcp")
     strangers = [socket.create_connection((HOST, pair.port)) for _ in range(20)]
     for stranger in strangers:
-        stranger.settimeout(5)
+        stranger.settimeout(30)
         assert stranger.recv(1) == b""
     hand_over(pair, 1, [1], [2])
     pair.decode_event(1, Received)
@@ -349,7 +349,7 @@ def test_hostile_page_numbers_end_only_that_connection(pair: Pair) -> None:
     pair.prefill.announce(5, 8)
     hello = wire.frame(wire.Hello(wire.VERSION, pair.backend, LAYOUT, b""))
     with socket.create_connection((HOST, pair.port)) as stranger:
-        stranger.settimeout(5)
+        stranger.settimeout(30)
         stranger.sendall(hello + wire.frame(wire.Join(5, 0)) + wire.frame(wire.Accept(5, 0, [0, LAYOUT.num_pages])))
         with contextlib.suppress(ConnectionResetError):
             while stranger.recv(1 << 16):

@@ -144,32 +144,37 @@ async def streaming(session: aiohttp.ClientSession, url: str, **stub: object) ->
         yield response
 
 
+async def drains(session: aiohttp.ClientSession, url: str) -> None:
+    """Until a router refuses new requests."""
+    async with asyncio.timeout(30):
+        while (await session.get(f"{url}/health")).status != 503:  # noqa: ASYNC110 - asked of another process
+            await asyncio.sleep(0.01)
+
+
 async def test_sigterm_drains(workers: dict[str, str]) -> None:
     with router(workers) as (process, url):
-        async with aiohttp.ClientSession() as session, streaming(session, url, decode="slow", events=15) as response:
+        async with aiohttp.ClientSession() as session, streaming(session, url, decode="slow", events=20) as response:
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
-            async with session.get(f"{url}/health") as health:
-                assert health.status == 503
+            await drains(session, url)
             async with session.post(url + CHAT, json={}) as refused:
                 assert (refused.status, "Retry-After" in refused.headers) == (503, True)
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
-        assert await asyncio.to_thread(process.wait, 3) == 0
+        assert await asyncio.to_thread(process.wait, 30) == 0
 
 
 async def test_an_idle_router_ends_at_once_and_a_second_signal_ends_a_busy_one(workers: dict[str, str]) -> None:
     with router(workers) as (process, _):
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(3) == 0
-        assert time.monotonic() - started < 2
+        assert process.wait(30) == 0
+        assert time.monotonic() - started < 10
     with router(workers) as (process, url):
         async with aiohttp.ClientSession() as session, streaming(session, url, decode="stall_mid"):
             process.send_signal(signal.SIGINT)
-            await asyncio.sleep(0.3)
+            await drains(session, url)
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(process.wait, 4) == 0
+            assert await asyncio.to_thread(process.wait, 15) == 0
 
 
 async def test_killing_the_router_ends_both_legs(workers: dict[str, str]) -> None:
@@ -182,7 +187,7 @@ async def test_killing_the_router_ends_both_legs(workers: dict[str, str]) -> Non
                 process.kill()
                 with pytest.raises(aiohttp.ClientError):
                     await response.read()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 for worker in workers.values():
                     while await ends(session, worker) != ["cancelled"]:  # noqa: ASYNC110 - asked of another process
                         await asyncio.sleep(0.02)

@@ -22,6 +22,8 @@ from aiohttp import web
 
 from epd_runtime.router import workers as workers_module
 from epd_runtime.router.app import Router, make_router
+from epd_runtime.router.dispatch import GRACE_SECONDS
+from epd_runtime.router.health import LOST_SECONDS
 from epd_runtime.router.options import PrefillUrl, RouterOptions
 from epd_runtime.router.serve import upstream
 from epd_runtime.router.workers import WorkerPool
@@ -91,7 +93,7 @@ class Service:
         await until(idle)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - the condition is asked of another process
             await asyncio.sleep(0.02)
@@ -261,7 +263,7 @@ async def test_a_failing_stage_ends_both_legs(
     partner = "decode" if stage == "prefill" else "prefill"
     started = time.perf_counter()
     got, body = await service.post(stub={stage: how, partner: other}, stream=stream)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < GRACE_SECONDS
     assert got == status
     assert message in error_of(body)["message"]
     await service.quiet()
@@ -306,7 +308,7 @@ async def test_unknown_routes_and_http2_probe(service: Service) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         assert b" 400 " in await reader.readline()
     writer.close()
 
@@ -337,7 +339,7 @@ async def test_a_large_body_passes(service: Service) -> None:
 async def test_decode_dying_ends_the_stream_with_an_error_event(service: Service) -> None:
     started = time.perf_counter()
     status, body = await service.post(stream=True, stub={"decode": "die_mid"})
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < GRACE_SECONDS
     events = events_of(body)
     assert (status, len(events)) == (200, 3)  # two whole events; the half of the third is dropped
     assert events[-1]["error"]["message"].startswith(
@@ -349,7 +351,7 @@ async def test_decode_dying_ends_the_stream_with_an_error_event(service: Service
 async def test_late_prefill_failure_cuts_a_decode_that_stands_still(service: Service) -> None:
     started = time.perf_counter()
     _, body = await service.post(stream=True, stub={"decode": "stall_mid", "prefill": "late_500"})
-    assert 2 < time.perf_counter() - started < 3.5
+    assert GRACE_SECONDS < time.perf_counter() - started < LOST_SECONDS
     events = events_of(body)
     assert events[-1]["error"]["message"] == "the prefill worker answered 500: prefill says 500"
     assert "[DONE]" not in events
@@ -444,7 +446,7 @@ async def test_refused_workers_are_replaced_and_their_room_is_fresh() -> None:
             for _ in range(4):
                 started = time.perf_counter()
                 assert (await service.post())[0] == 200
-                assert time.perf_counter() - started < 1
+                assert time.perf_counter() - started < GRACE_SECONDS
             rooms = [entry["body"]["bootstrap_room"] for entry in await decode.seen(client)]
             assert len(set(rooms)) == len(rooms)
             await service.quiet()
@@ -477,7 +479,7 @@ async def test_no_worker_left_is_503_naming_the_stage(mortal: Service, stage: st
     async with service.client.post(service.url + CHAT, json=fields) as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "1")
         assert f"no {stage} worker is available" in error_of(await response.read())["message"]
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < GRACE_SECONDS
     async with service.client.get(f"{service.url}/health") as response:
         assert response.status == 503
         assert stage in error_of(await response.read())["message"]
@@ -491,7 +493,7 @@ async def test_a_worker_killed_under_a_request(mortal: Service, stage: str, stre
     how = {"decode": "exit_mid"} if stage == "decode" else {"prefill": "late_exit", "decode": "hang"}
     started = time.perf_counter()
     status, body = await service.post(stub=how, stream=stream)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < GRACE_SECONDS
     if stage == "decode" and stream:
         assert "decode worker failed" in events_of(body)[-1]["error"]["message"]
     else:
@@ -532,7 +534,7 @@ async def test_requests_of_a_lost_worker_are_cut(mortal: Service, monkeypatch: p
     request = asyncio.create_task(mortal.post(stub={"decode": "hang", "prefill": "hang"}))
     await asyncio.sleep(0.2)
     mortal.decode.process.send_signal(signal.SIGSTOP)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         status, body = await request
     assert (status, "decode worker does not answer any more" in error_of(body)["message"]) == (502, True)
 

@@ -64,7 +64,7 @@ def with_image(url: str) -> list[dict[str, Any]]:
 
 
 async def wait_idle(http: aiohttp.ClientSession) -> None:
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 30
     while True:
         async with http.get("/server_info") as response:
             info = await response.json()
@@ -268,7 +268,7 @@ async def test_a_client_leaving_in_mid_stream_aborts(http: aiohttp.ClientSession
 async def test_full_servers_say_so(http: aiohttp.ClientSession) -> None:
     body = {"messages": MESSAGES, "top_k": SILENT}
     waiting = [asyncio.create_task(post(http, CHAT, {**body, "n": 4})) for _ in range(2)]
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 30
     async with http.get("/health") as response:
         assert response.status == 200
     while True:
@@ -322,7 +322,7 @@ def test_a_slow_client_does_not_stop_others(server: ScriptedServer) -> None:
                 await post(http, "/generate", {"text": "abc", "sampling_params": {"max_new_tokens": 5}})
             return time.monotonic() - started
 
-        assert asyncio.run(other()) < 2
+        assert asyncio.run(other()) < 10
 
 
 def test_everything_ended(server: ScriptedServer) -> None:

@@ -112,7 +112,7 @@ async def test_the_engines_death_ends_requests_and_server(stream: bool) -> None:
             killed = time.monotonic()
             response = await task
             text = await response.text()
-            assert time.monotonic() - killed < 2
+            assert time.monotonic() - killed < 10
         if stream:
             lines = [line for line in text.splitlines() if line]
             assert lines[-1] == "data: [DONE]"
@@ -121,7 +121,7 @@ async def test_the_engines_death_ends_requests_and_server(stream: bool) -> None:
             assert response.status == 503
             error = json.loads(text)["error"]
         assert "SIGKILL" in error["message"]
-        assert await asyncio.to_thread(server.process.wait, 5) == 1
+        assert await asyncio.to_thread(server.process.wait, 30) == 1
         assert "Traceback" not in server.log
 
 
@@ -129,27 +129,32 @@ def test_the_servers_death_ends_the_engine() -> None:
     with scripted() as server:
         engine = psutil.Process(server.engine_pid)
         server.process.kill()
-        engine.wait(2)
+        engine.wait(30)
+
+
+async def drains(http: aiohttp.ClientSession, url: str) -> None:
+    """Until a server refuses new requests."""
+    async with asyncio.timeout(30):
+        while (await http.get(url + "/health")).status != 503:  # noqa: ASYNC110 - asked of another process
+            await asyncio.sleep(0.01)
 
 
 async def test_sigterm_drains() -> None:
     with scripted() as server:
-        body = {"messages": MESSAGES, "top_k": SLOW, "max_tokens": 30}
+        body = {"messages": MESSAGES, "top_k": SLOW, "max_tokens": 40}
         task = asyncio.create_task(post(server, body))
         await asyncio.to_thread(server.wait_told, "GenerateRequest")
         async with aiohttp.ClientSession() as http:
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
-            async with http.get(server.url + "/health") as response:
-                assert response.status == 503
+            await drains(http, server.url)
             async with http.post(server.url + CHAT, json={"messages": MESSAGES}) as response:
                 assert response.status == 503
                 assert "shutting down" in (await response.json())["error"]["message"]
             assert server.process.poll() is None
         status, answer = await task
         assert status == 200
-        assert answer["usage"]["completion_tokens"] == 30
-        assert await asyncio.to_thread(server.process.wait, 3) == 0
+        assert answer["usage"]["completion_tokens"] == 40
+        assert await asyncio.to_thread(server.process.wait, 30) == 0
         assert "Traceback" not in server.log
 
 
@@ -158,9 +163,10 @@ async def test_a_second_signal_stops_at_once() -> None:
         task = asyncio.create_task(post(server, {"messages": MESSAGES, "top_k": SILENT}))
         await asyncio.to_thread(server.wait_told, "GenerateRequest")
         server.process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.1)
+        async with aiohttp.ClientSession() as http:
+            await drains(http, server.url)
         server.process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(server.process.wait, 3) == 0
+        assert await asyncio.to_thread(server.process.wait, 15) == 0
         with pytest.raises(aiohttp.ClientError):
             await task
 
@@ -207,7 +213,10 @@ async def test_prefill_tells_the_room_of_its_refusals() -> None:
 
 
 async def test_a_client_that_leaves_during_prompt_work_fails_its_room() -> None:
+    asked = asyncio.Event()
+
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
         await reader.read()
         writer.close()
 
@@ -217,7 +226,8 @@ async def test_a_client_that_leaves_during_prompt_work_fails_its_room() -> None:
     with scripted(*flags) as server:
         image = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{port}/slow.png"}}
         task = asyncio.create_task(post(server, {"messages": [{"role": "user", "content": [image]}], **ROOM}))
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            await asked.wait()
         task.cancel()
         await asyncio.to_thread(server.wait_told, "FailRoom")
         assert server.told("GenerateRequest") == []

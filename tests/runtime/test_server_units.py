@@ -206,7 +206,7 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
         if message["type"] == "http.response.body":
             await asyncio.sleep(60)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await server_http.EventStream(frames(), lambda error: None)({"type": "http"}, receive, send)
     assert closed == [True]
 
