@@ -118,9 +118,12 @@ class ServerConfig:
     decode_attention_backend: str | None = flag(
         None, "Attention of decode steps; default: as --attention-backend.", choices=ATTENTION_BACKENDS
     )
-    disable_cuda_graph: bool = flag(False, "Launch decode steps kernel by kernel on CUDA.")
+    disable_cuda_graph: bool = flag(False, "Launch decode steps and vision towers kernel by kernel on CUDA.")
     cuda_graph_max_bs: int | None = flag(
         None, "Largest batch whose decode step is a CUDA graph; default: --max-running-requests."
+    )
+    encoder_cuda_graph_max_tokens: int = flag(
+        1024, "Largest batch of images, in tokens of the prompt, whose vision tower is a CUDA graph; 0: none."
     )
 
     disable_overlap_schedule: bool = flag(False, "Wait for each step before the next is prepared on CUDA.")

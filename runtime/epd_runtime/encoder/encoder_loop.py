@@ -17,6 +17,7 @@ import zmq
 from epd_runtime.config import ServerConfig
 from epd_runtime.disaggregation.embeddings.wire import WIRE_VERSION, EmbeddingHeader, checksum
 from epd_runtime.encoder.delivery import Delivery
+from epd_runtime.encoder.tower_graphs import with_graphs
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
 from epd_runtime.engine.channel import Channel
 from epd_runtime.engine.loading import Placement
@@ -54,7 +55,7 @@ class EncoderLoop:
         self._channel = channel
         self._waker = Waker()
         self._vision = VisionRunner(
-            tower,
+            with_graphs(tower, server, placement.device),
             placement.folder,
             placement.device,
             server.encoder_max_batch_size,

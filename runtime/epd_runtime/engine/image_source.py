@@ -19,6 +19,7 @@ import zmq
 from epd_runtime.config import ServerConfig
 from epd_runtime.disaggregation.embeddings.receiver import PARK_SECONDS, EmbeddingReceiver, Parking, Part
 from epd_runtime.encoder.cache import EmbeddingCache
+from epd_runtime.encoder.tower_graphs import with_graphs
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner, cache_key
 from epd_runtime.engine.loading import Placement, StartError
 from epd_runtime.engine.request import Request
@@ -66,7 +67,7 @@ class LocalImages:
 
     def __init__(self, tower: VisionTower, server: ServerConfig, placement: Placement, waker: Waker) -> None:
         self._runner = VisionRunner(
-            tower,
+            with_graphs(tower, server, placement.device),
             placement.folder,
             placement.device,
             server.encoder_max_batch_size,

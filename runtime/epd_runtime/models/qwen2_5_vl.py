@@ -5,7 +5,6 @@ Tokens are permuted once so that every attention window is contiguous, and merge
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -25,6 +24,7 @@ from epd_runtime.models.vision import (
     patch_positions,
     rotary,
 )
+from epd_runtime.models.vision_plan import NO_TAPS, NO_WEIGHTS, VisionPlan
 from epd_runtime.vision_config import VisionConfig
 
 NAMES = {"merger.ln_q.": "merger.norm.", "merger.mlp.0.": "merger.fc1.", "merger.mlp.2.": "merger.fc2."}
@@ -43,30 +43,21 @@ class Qwen25VisionTower(VisionTower):
         )
         self.merger = PatchMerger(config, norm(config.hidden_size))
 
-    def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """See VisionTower.forward."""
-        layout = plan_layout(self.config, grids)
-        x = self.patch_embed(pixels)[layout.order.to(pixels.device)]
-        cos, sin = rotary(self.config, layout.positions.to(pixels.device))
-        windows, images = layout.windows.to(pixels.device), layout.images.to(pixels.device)
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """See VisionTower."""
+        return plan_windows(self.config, grids)
+
+    def compute(self, pixels: Tensor, plan: VisionPlan) -> Tensor:
+        """See VisionTower."""
+        x = self.patch_embed(pixels)[plan.order]
+        cos, sin = rotary(self.config, plan.positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, images if index in self.config.full_attention_blocks else windows)
+            x = block(x, cos, sin, plan.images if index in self.config.full_attention_blocks else plan.windows)
         merged = self.merger(x)
-        return torch.empty_like(merged).index_copy_(0, layout.merged_order.to(pixels.device), merged)
+        return torch.empty_like(merged).index_copy_(0, plan.merged_order, merged)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the packed patches are ordered and cut."""
-
-    order: Tensor  # [patches] permutation into window order
-    merged_order: Tensor  # [rows] the same in units of merged patches
-    positions: Tensor  # [patches, 2] row and column of each patch, permuted
-    windows: Segments
-    images: Segments
-
-
-def plan_layout(config: VisionConfig, grids: Sequence[Grid]) -> Layout:
+def plan_windows(config: VisionConfig, grids: Sequence[Grid]) -> VisionPlan:
     """Window permutation, positions and segments of a batch of images; host arithmetic only."""
     merge, unit = config.merge_size, config.merge_size**2
     side = config.window_size // merge // config.patch_size  # merged patches along a window
@@ -82,10 +73,12 @@ def plan_layout(config: VisionConfig, grids: Sequence[Grid]) -> Layout:
         base += t * rows * columns
     merged_order = np.concatenate(merged_orders)
     order = (merged_order[:, None] * unit + np.arange(unit)).reshape(-1)
-    return Layout(
-        torch.from_numpy(order),
-        torch.from_numpy(merged_order),
-        torch.from_numpy(patch_positions(grids, merge)[order]),
-        Segments.from_lengths(window_lengths),
-        Segments.from_lengths(frame_lengths(grids)),
+    return VisionPlan(
+        positions=torch.from_numpy(patch_positions(grids, merge)[order]),
+        images=Segments.from_lengths(frame_lengths(grids)),
+        windows=Segments.from_lengths(window_lengths),
+        order=torch.from_numpy(order),
+        merged_order=torch.from_numpy(merged_order),
+        taps=NO_TAPS,
+        weights=NO_WEIGHTS,
     )

@@ -20,6 +20,7 @@ from epd_runtime.models.vision import (
     patch_positions,
     rotary,
 )
+from epd_runtime.models.vision_plan import VisionPlan, plain_plan
 from epd_runtime.vision_config import VisionConfig
 
 NAMES = {"merger.ln_q.": "merger.norm.", "merger.mlp.0.": "merger.fc1.", "merger.mlp.2.": "merger.fc2."}
@@ -34,13 +35,16 @@ class Qwen2VisionTower(VisionTower):
         self.blocks = nn.ModuleList(VisionBlock(config, layer_norm, PlainMLP(config)) for _ in range(config.depth))
         self.merger = PatchMerger(config, layer_norm(config.hidden_size))
 
-    def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """See VisionTower.forward."""
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """See VisionTower."""
         positions = torch.from_numpy(patch_positions(grids, self.config.merge_size))
-        cos, sin = rotary(self.config, positions.to(pixels.device))
-        images = Segments.from_lengths(frame_lengths(grids)).to(pixels.device)
+        return plain_plan(positions, Segments.from_lengths(frame_lengths(grids)))
+
+    def compute(self, pixels: Tensor, plan: VisionPlan) -> Tensor:
+        """See VisionTower."""
+        cos, sin = rotary(self.config, plan.positions)
         x = self.patch_embed(pixels)
         for block in self.blocks:
-            x = block(x, cos, sin, images)
+            x = block(x, cos, sin, plan.images)
         result: Tensor = self.merger(x)
         return result

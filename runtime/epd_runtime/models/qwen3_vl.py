@@ -7,6 +7,7 @@ language model (Meng et al. 2024, arXiv 2406.04334). A row of an embedding holds
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from epd_runtime.models.vision import (
     patch_positions,
     rotary,
 )
+from epd_runtime.models.vision_plan import VisionPlan, plain_plan
 from epd_runtime.vision_config import VisionConfig
 
 NAMES = {"linear_fc": "fc", "deepstack_merger_list.": "deepstack."}
@@ -52,25 +54,28 @@ class Qwen3VisionTower(VisionTower):
             for _ in config.deepstack_blocks
         )
 
-    def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """See VisionTower.forward."""
-        device = pixels.device
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """See VisionTower."""
         positions = patch_positions(grids, self.config.merge_size)
-        cos, sin = rotary(self.config, torch.from_numpy(positions).to(device))
-        images = Segments.from_lengths(frame_lengths(grids)).to(device)
-        x = self.patch_embed(pixels) + self._learned(positions, grids, device)
+        taps, weights = interpolate(positions, grids, self.config.position_side)
+        plan = plain_plan(torch.from_numpy(positions), Segments.from_lengths(frame_lengths(grids)))
+        return dataclasses.replace(plan, taps=torch.from_numpy(taps), weights=torch.from_numpy(weights))
+
+    def compute(self, pixels: Tensor, plan: VisionPlan) -> Tensor:
+        """See VisionTower."""
+        cos, sin = rotary(self.config, plan.positions)
+        x = self.patch_embed(pixels) + self._learned(plan)
         parts: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, images)
+            x = block(x, cos, sin, plan.images)
             if index in self.config.deepstack_blocks:
                 parts.append(self.deepstack[self.config.deepstack_blocks.index(index)](x))
         return torch.cat((self.merger(x), *parts), dim=-1)
 
-    def _learned(self, positions: Positions, grids: Sequence[Grid], device: torch.device) -> Tensor:
-        """Learned embeddings of positions [patches, 2], interpolated: [patches, hidden]."""
-        taps, weights = interpolate(positions, grids, self.config.position_side)
-        rows = self.pos_embed(torch.from_numpy(taps).to(device))
-        summed: Tensor = (rows * torch.from_numpy(weights).to(device).unsqueeze(-1)).sum(1)
+    def _learned(self, plan: VisionPlan) -> Tensor:
+        """Learned embeddings of the patches, interpolated: [patches, hidden]."""
+        rows = self.pos_embed(plan.taps)
+        summed: Tensor = (rows * plan.weights.unsqueeze(-1)).sum(1)
         return summed.to(rows.dtype)
 
 

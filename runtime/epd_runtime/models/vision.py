@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from epd_runtime.attention.packed import Segments, packed_attention
 from epd_runtime.kernels import ops
+from epd_runtime.models.vision_plan import VisionPlan
 from epd_runtime.vision_config import VisionConfig
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
@@ -101,9 +102,20 @@ class VisionTower(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
 
-    @abc.abstractmethod
     def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
         """pixels as PatchEmbed takes them, normalised, in merge-block order -> [rows, embedding_width]."""
+        return self.compute(pixels, self.plan(grids).to(pixels.device))
+
+    @abc.abstractmethod
+    def plan(self, grids: Sequence[Grid]) -> VisionPlan:
+        """What compute() needs to know of these images; host arithmetic only."""
+
+    @abc.abstractmethod
+    def compute(self, pixels: Tensor, plan: VisionPlan) -> Tensor:
+        """forward() for a plan on the device: nothing depends on values, so a CUDA graph can hold it.
+
+        Rows that no segment has give rows of the result that mean nothing, and change no other.
+        """
 
 
 class PlainMLP(nn.Module):
