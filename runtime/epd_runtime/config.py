@@ -202,6 +202,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag_name(name)} must be at least 1, not {value}")
+        if self.context_length == 1:
+            raise ConfigError("--context-length must be at least 2: a token of the prompt and one of the answer")
         if not 0 < self.media_url_timeout < float("inf"):
             raise ConfigError(f"--media-url-timeout must be a number of seconds above 0, not {self.media_url_timeout}")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:

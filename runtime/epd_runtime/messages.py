@@ -192,6 +192,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_hit_tokens: int = 0  # those of them that were found
     retractions: int = 0  # requests that gave up their pages for older ones, since the start
     rooms: int = 0  # rooms of the handoff not ended
+    rooms_done: int = 0  # those that ended with everything handed over, since the start
+    rooms_failed: int = 0  # and those that ended otherwise
+    handoff_pages: int = 0  # held for a handoff under way: by prefill until decode has them, by decode until they came
+    handoff_bytes: int = 0  # of KV handed over since the start
     embeddings_pending: int = 0  # images whose embedding has not arrived
     encoder_cache_bytes: int = 0
 

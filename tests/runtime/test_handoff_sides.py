@@ -131,7 +131,7 @@ def test_pages_and_result_arrive(pair: Pair) -> None:
     pair.prefill_event(1 << 62, Sent)
     assert pair.pages(pair.decode_pool.buffer, [511, 0, 1, 2]) == pair.pages(pair.prefill_pool.buffer, [7, 8, 9, 300])
     assert not any(pair.decode_pool.buffer[3 * 4096 : 511 * 4096])
-    assert (pair.prefill.rooms_sent, pair.decode.rooms_received) == (1, 1)
+    assert (pair.prefill.rooms_done, pair.decode.rooms_done) == (1, 1)
     assert pair.prefill.bytes_sent == 4 * 4096
     pair.quiet()
     assert pair.prefill.poll() == pair.decode.poll() == []

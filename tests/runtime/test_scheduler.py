@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epd_runtime.config import ConfigError, ServerConfig
 from epd_runtime.engine.limits import Limits
+from epd_runtime.engine.loading import StartError, anonymous_storage
 from epd_runtime.engine.policy import share_budget
 from epd_runtime.engine.request import NO_TOKEN, TO_END_OF_CONTEXT, Request
 from epd_runtime.engine.scheduler import Scheduler, Work
@@ -348,6 +350,17 @@ def test_half_of_the_budget_goes_to_the_first_and_half_to_the_shortest(
 def test_a_share_of_memory_lies_between_none_and_all(share: float) -> None:
     with pytest.raises(ConfigError, match="--mem-fraction-static"):
         ServerConfig(model_path="model", mem_fraction_static=share).validate()
+
+
+def test_a_context_has_room_for_an_answer() -> None:
+    with pytest.raises(ConfigError, match="--context-length"):
+        ServerConfig(model_path="model", context_length=1).validate()
+
+
+@pytest.mark.parametrize("nbytes", [1 << 60, 1 << 70])
+def test_a_pool_beyond_all_memory_names_its_flags(nbytes: int) -> None:
+    with pytest.raises(StartError, match="--max-total-tokens"):
+        anonymous_storage(nbytes, torch.device("cpu"))
 
 
 EVENTS = st.lists(

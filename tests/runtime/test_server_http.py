@@ -288,7 +288,10 @@ async def test_metrics_and_information(http: aiohttp.ClientSession) -> None:
     await post(http, CHAT, {"messages": MESSAGES, "max_tokens": 3})
     async with http.get("/metrics") as response:
         text = await response.text()
-    for name in ("time_to_first_token_seconds_count", "generation_tokens_total", "token_usage", "num_rooms"):
+    for name in (
+        "time_to_first_token_seconds_count", "generation_tokens_total", "token_usage", "num_rooms", "num_rooms_done",
+        "num_rooms_failed", "kv_pages_in_handoff", "handoff_bytes",
+    ):  # fmt: skip
         assert f"sglang:{name}{{" in text
     for path in ("/server_info", "/get_server_info", "/model_info", "/get_model_info"):
         async with http.get(path) as response:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deployments import Deployment, deploy, flush_cache, gauges_at_rest, post
+from deployments import Deployment, deploy, engine_stats, flush_cache, gauges_at_rest, post
 from random_models import make_llama
 from reference import TextReference
 
@@ -62,6 +62,10 @@ def test_tokens_equal_transformers(deployments: dict[str, Deployment], llama: Pa
     batch = {"prompt": prompts, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
     completions = asyncio.run(post(deployment.url, "/v1/completions", [batch]))[0]
     gauges_at_rest(deployment)
+    if mode == "P+D":
+        both = [engine_stats(deployment.servers[name]) for name in ("prefill", "decode")]
+        assert [(one["rooms_done"], one["rooms_failed"]) for one in both] == [(2 * len(prompts), 0)] * 2
+        assert both[0]["handoff_bytes"] == both[1]["handoff_bytes"] > 0
     flush_cache(deployment.servers["prefill" if "prefill" in deployment.servers else "server"])
     assert [answer["output_ids"] for answer in answers] == expected
     assert [choice["text"] for choice in completions["choices"]] == [reference.text(answer) for answer in expected]

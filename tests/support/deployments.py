@@ -68,6 +68,13 @@ async def post(url: str, path: str, bodies: list[dict[str, Any]]) -> list[dict[s
         return await asyncio.gather(*(one(session, body) for body in bodies))
 
 
+def engine_stats(server: Server) -> dict[str, Any]:
+    """What the engine last said about itself."""
+    with urllib.request.urlopen(f"{server.url}/server_info", timeout=60) as response:
+        stats: dict[str, Any] = json.load(response)["engine"]["stats"]
+        return stats
+
+
 def gauges_at_rest(deployment: Deployment) -> None:
     """No pages, rooms or embeddings stay behind anywhere."""
     for name, server in deployment.servers.items():
@@ -75,11 +82,9 @@ def gauges_at_rest(deployment: Deployment) -> None:
             continue
         deadline = time.monotonic() + 60
         while True:
-            with urllib.request.urlopen(f"{server.url}/server_info", timeout=60) as response:
-                stats = json.load(response)["engine"]["stats"]
-            left = {
-                key: stats[key] for key in ("num_running", "num_queued", "pages_used", "rooms", "embeddings_pending")
-            }
+            stats = engine_stats(server)
+            gauges = ("num_running", "num_queued", "pages_used", "rooms", "handoff_pages", "embeddings_pending")
+            left = {key: stats[key] for key in gauges}
             if not any(left.values()):
                 break
             assert time.monotonic() < deadline, f"{name} keeps {left}"
@@ -89,6 +94,5 @@ def gauges_at_rest(deployment: Deployment) -> None:
 def flush_cache(server: Server) -> None:
     """Prompts leave pages; afterwards there are none."""
     for expected in (True, False):
-        with urllib.request.urlopen(f"{server.url}/server_info", timeout=60) as response:
-            assert (json.load(response)["engine"]["stats"]["pages_cached"] > 0) == expected
+        assert (engine_stats(server)["pages_cached"] > 0) == expected
         urllib.request.urlopen(urllib.request.Request(f"{server.url}/flush_cache", method="POST"), timeout=20).close()

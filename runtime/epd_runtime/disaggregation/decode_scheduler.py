@@ -94,6 +94,12 @@ class DecodeScheduler(Scheduler):
             elif isinstance(event, Received):  # the request left while its last bytes were on their way
                 self._room_is_over(event.room)
 
+    @property
+    def num_handoff_pages(self) -> int:
+        """Pages that prefill may write into."""
+        holdings = [one.holding for one in self._receiving.values()]
+        return sum(len(one.pages) for one in (*holdings, *self._orphaned.values()))
+
     def _prepared(self, request: Request, num_tokens: int) -> None:
         request.prompt_length = num_tokens
         if self._fits(request):
@@ -102,6 +108,7 @@ class DecodeScheduler(Scheduler):
     def _received(self, request: Request, event: Received) -> None:
         del self._rooms[request.room]
         del self._receiving[request.room]
+        self.counters.handed_pages += self.memory.pages_for(request.prompt_length)
         result = event.result
         if (problem := self._problem(request, result)) is not None:
             self.fail(request.rid, 502, f"prefill sent a wrong result: {problem}")

@@ -71,6 +71,11 @@ class PrefillScheduler(Scheduler):
             else:
                 self._sent(request)
 
+    @property
+    def num_handoff_pages(self) -> int:
+        """Pages of prompts that decode has not taken yet."""
+        return sum(len(one.pages) for one in self._rooms.values() if one.state is State.SENDING)
+
     def _fail_room(self, request: Request, status: int, message: str) -> None:
         if self._rooms.get(request.room) is request:
             del self._rooms[request.room]
@@ -117,6 +122,7 @@ class PrefillScheduler(Scheduler):
 
     def _sent(self, request: Request) -> None:
         request.end_stage("handoff")
+        self.counters.handed_pages += len(request.pages)
         self.outbox.append(
             TokenOutput(
                 rid=request.rid,

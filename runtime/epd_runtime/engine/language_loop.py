@@ -22,31 +22,23 @@ from epd_runtime.disaggregation.prefill_scheduler import PrefillScheduler
 from epd_runtime.engine.channel import Channel
 from epd_runtime.engine.cuda_graphs import graph_sizes
 from epd_runtime.engine.image_source import ImageSource, LocalImages, RemoteImages
+from epd_runtime.engine.intake import Intake
 from epd_runtime.engine.limits import Limits
 from epd_runtime.engine.loading import Placement, StartError, anonymous_storage, is_disaggregated, plan_kv
 from epd_runtime.engine.model_runner import ModelRunner
 from epd_runtime.engine.overlap import StepPipeline
 from epd_runtime.engine.ranks.leader import Leader
-from epd_runtime.engine.request import Request
 from epd_runtime.engine.sampling.grammar import GrammarCompiler
 from epd_runtime.engine.scheduler import Scheduler
-from epd_runtime.engine.state import State
 from epd_runtime.engine.waker import Waker
 from epd_runtime.kvcache.allocator import PageAllocator
 from epd_runtime.kvcache.mirror import PageMirror
 from epd_runtime.kvcache.pool import KVPool
 from epd_runtime.messages import (
-    AbortRequest,
-    CacheFlushed,
     EngineReady,
     EngineStats,
-    FailRequest,
-    FailRoom,
-    FlushCache,
-    GenerateRequest,
     RequestFailed,
     StepOutputs,
-    ToEngine,
 )
 from epd_runtime.models.loader import weight_bytes
 from epd_runtime.models.registry import load_language_model, load_vision_tower
@@ -121,6 +113,7 @@ class LanguageLoop:
         self._context_length = placement.context_length
         self._num_ranks = server.tp_size
         self._reported = EngineStats()
+        self._intake = Intake(self._scheduler, self._images, self._grammars, self._channel.send, self._stats)
 
     def _open_storage(self, server: ServerConfig, placement: Placement) -> torch.Tensor:
         """Memory of the KV pool; such that other engines can be given it where KV crosses between engines."""
@@ -191,121 +184,16 @@ class LanguageLoop:
         if self._handoff is not None:
             poller.register(self._handoff.fileno(), zmq.POLLIN)
         while True:
-            if not self._steps.is_busy and not self._scheduler.has_work() and not self._has_inputs():
+            if not self._steps.is_busy and not self._scheduler.has_work() and not self._intake.has_work():
                 is_copying = self._staged is not None and self._staged.is_copying
                 poller.poll(COPY_POLL_MS if is_copying else IDLE_POLL_MS)
             self._waker.clear()
             for message in self._channel.receive():
-                self._handle(message)
-            if isinstance(self._scheduler, PrefillScheduler | DecodeScheduler):
-                self._scheduler.poll_handoff()
-            if self._images is not None:
-                for request, error in self._images.step():
-                    self._image_done(request, error)
-            for request, error in self._grammars.step():
-                self._grammar_done(request, error)
+                self._intake.handle(message)
+            self._intake.poll()
             self._steps.step()
-            self._fetch_images()
+            self._intake.fetch_images()
             self._flush()
-
-    def _has_inputs(self) -> bool:
-        """Whether an image or a grammar can be given to its request now."""
-        return self._grammars.has_work() or (self._images is not None and self._images.has_work())
-
-    def _handle(self, message: ToEngine) -> None:
-        if isinstance(message, GenerateRequest):
-            self._add(Request(message))
-        elif isinstance(message, AbortRequest):
-            self._leave(message.rid)
-        elif isinstance(message, FailRequest):
-            self._fail(message)
-        elif isinstance(message, FailRoom):
-            self._refuse_room(message)
-        elif isinstance(message, FlushCache):
-            self._flush_cache(message)
-
-    def _flush_cache(self, message: FlushCache) -> None:
-        if self._scheduler.requests:
-            reason = f"{len(self._scheduler.requests)} requests are under way; flush when the server is idle"
-            self._channel.send(RequestFailed(message.rid, 400, reason))
-            return
-        self._scheduler.flush()
-        if self._images is not None:
-            self._images.clear_cache()
-        self._channel.send(CacheFlushed(message.rid, self._stats()))
-
-    def _refuse_room(self, message: FailRoom) -> None:
-        """The other leg must hear that this one will not come; without a handoff there is no other leg."""
-        if isinstance(self._scheduler, PrefillScheduler | DecodeScheduler):
-            self._scheduler.refuse_room(message.bootstrap, message.status, message.message)
-
-    def _add(self, request: Request) -> None:
-        if request.rid in self._scheduler.requests or self._grammars.holds(request.rid):
-            self._channel.send(RequestFailed(request.rid, 400, f"request id {request.rid!r} is in use"))
-        elif request.images and self._images is None:
-            self._refuse(request, 400, "this server takes no images")
-        elif request.sampling.grammar is not None:
-            self._expect_images(request)
-            self._grammars.hold(request)
-        else:
-            self._expect_images(request)
-            self._submit(request)
-
-    def _expect_images(self, request: Request) -> None:
-        if request.images and self._images is not None:
-            self._images.expect(request)
-
-    def _grammar_done(self, request: Request, error: tuple[int, str] | None) -> None:
-        """A grammar was attached to a request, or cannot be."""
-        if error is None:
-            self._submit(request)
-        else:
-            self._refuse(request, *error)
-
-    def _leave(self, rid: str) -> None:
-        """The client is gone."""
-        if (held := self._grammars.drop(rid)) is None:
-            self._scheduler.abort(rid)
-        else:
-            self._forget(held, 499, "the client closed the request")
-
-    def _fail(self, message: FailRequest) -> None:
-        if (held := self._grammars.drop(message.rid)) is None:
-            self._scheduler.fail(message.rid, message.status, message.message)
-        else:
-            self._refuse(held, message.status, message.message)
-
-    def _refuse(self, request: Request, status: int, message: str) -> None:
-        """End a request that the scheduler does not know, on both legs."""
-        self._channel.send(RequestFailed(request.rid, status, message))
-        self._forget(request, status, message)
-
-    def _forget(self, request: Request, status: int, message: str) -> None:
-        """The same for one whose client needs no answer."""
-        request.advance(State.FINISHED)
-        if request.bootstrap is not None:
-            self._refuse_room(FailRoom(request.bootstrap, status, message))
-
-    def _submit(self, request: Request) -> None:
-        self._scheduler.add(request)
-        self._fetch_images()
-
-    def _fetch_images(self) -> None:
-        """Start getting the images that requests wait for."""
-        wanted = self._scheduler.images_wanted
-        while wanted:
-            request = wanted.pop()
-            if self._images is not None and request.state is State.AWAIT_IMAGES:
-                self._images.fetch(request)
-
-    def _image_done(self, request: Request, error: tuple[int, str] | None) -> None:
-        """An embedding was attached to a request, or will never come."""
-        if request.state is State.FINISHED:
-            return
-        if error is not None:
-            self._fail(FailRequest(request.rid, *error))
-        else:
-            self._scheduler.image_arrived(request)
 
     def _flush(self) -> None:
         """Send what the schedulers produced, and the gauges when they changed."""
@@ -322,17 +210,22 @@ class LanguageLoop:
             self._channel.send(StepOutputs(outputs, stats))
 
     def _stats(self) -> EngineStats:
+        scheduler, handoff, images = self._scheduler, self._handoff, self._images
         return EngineStats(
-            num_running=len(self._scheduler.running),
-            num_queued=len(self._scheduler.requests) - len(self._scheduler.running) + self._grammars.num_held,
+            num_running=len(scheduler.running),
+            num_queued=len(scheduler.requests) - len(scheduler.running) + self._grammars.num_held,
             pages_total=self._allocator.num_pages,
             pages_used=self._allocator.num_used,
             pages_cached=self._allocator.num_idle,
-            pages_evicted=self._scheduler.memory.cache.num_evicted,
-            prefix_tokens=self._scheduler.counters.prefix_tokens,
-            prefix_hit_tokens=self._scheduler.counters.prefix_hit_tokens,
-            retractions=self._scheduler.counters.retractions,
-            rooms=self._handoff.num_rooms() if self._handoff is not None else 0,
-            embeddings_pending=self._images.num_pending if self._images is not None else 0,
-            encoder_cache_bytes=self._images.cache_bytes if self._images is not None else 0,
+            pages_evicted=scheduler.memory.cache.num_evicted,
+            prefix_tokens=scheduler.counters.prefix_tokens,
+            prefix_hit_tokens=scheduler.counters.prefix_hit_tokens,
+            retractions=scheduler.counters.retractions,
+            rooms=handoff.num_rooms() if handoff is not None else 0,
+            rooms_done=handoff.rooms_done if handoff is not None else 0,
+            rooms_failed=handoff.rooms_failed if handoff is not None else 0,
+            handoff_pages=scheduler.num_handoff_pages,
+            handoff_bytes=scheduler.counters.handed_pages * self._layout.page_bytes,
+            embeddings_pending=images.num_pending if images is not None else 0,
+            encoder_cache_bytes=images.cache_bytes if images is not None else 0,
         )

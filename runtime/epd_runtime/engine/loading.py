@@ -125,10 +125,15 @@ def _kv_bytes(device: torch.device, fraction: float | None, num_ranks: int) -> i
 
 
 def anonymous_storage(nbytes: int, device: torch.device) -> Tensor:
-    """uint8 memory for a pool that no other engine reads; on CPU untouched pages cost nothing."""
+    """uint8 memory for a pool that no other engine reads; on CPU untouched pages cost nothing. Raises StartError."""
     if device.type == "cuda":
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    try:
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    except (OSError, OverflowError):
+        raise StartError(
+            f"no memory for {nbytes} bytes of KV cache; lower --max-total-tokens or --mem-fraction-static"
+        ) from None
 
 
 def is_disaggregated(server: ServerConfig) -> bool:

@@ -55,6 +55,7 @@ class Counters:
     prefix_tokens: int = 0
     prefix_hit_tokens: int = 0
     retractions: int = 0
+    handed_pages: int = 0  # whose KV was handed over to or by another engine
 
 
 class Scheduler:
@@ -227,6 +228,11 @@ class Scheduler:
         request.cached_tokens = request.num_computed
         self.counters.prefix_tokens += request.prompt_length
         self.counters.prefix_hit_tokens += request.cached_tokens
+
+    @property
+    def num_handoff_pages(self) -> int:
+        """Pages held for a handoff under way."""
+        return 0
 
     # --- what the halves of disaggregated serving change --------------------------------------------------------------
 

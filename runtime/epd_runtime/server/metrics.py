@@ -36,6 +36,10 @@ GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
         lambda s: s.retractions,
     ),
     "num_rooms": ("Rooms of the prefill/decode handoff not ended", lambda s: s.rooms),
+    "num_rooms_done": ("Handoffs that succeeded since the start", lambda s: s.rooms_done),
+    "num_rooms_failed": ("Handoffs that failed since the start", lambda s: s.rooms_failed),
+    "kv_pages_in_handoff": ("KV pages held for handoffs under way", lambda s: s.handoff_pages),
+    "handoff_bytes": ("Bytes of KV handed over since the start", lambda s: s.handoff_bytes),
     "num_embeddings_pending": ("Images whose embedding has not arrived", lambda s: s.embeddings_pending),
     "encoder_cache_size_bytes": ("Bytes in the embedding cache", lambda s: s.encoder_cache_bytes),
 }

@@ -64,7 +64,7 @@ class DecodeSide:
         Raises OSError when that address cannot be bound, TransferError for memory of another kind, ValueError for an
         unknown backend or a bad environment variable.
         """
-        self.rooms_received = 0
+        self.rooms_done = 0
         self.rooms_failed = 0
         self._layout = layout
         self._backend_name = backend
@@ -300,6 +300,6 @@ class DecodeSide:
 
     def _count(self, event: DecodeEvent) -> None:
         if isinstance(event, Received):
-            self.rooms_received += 1
+            self.rooms_done += 1
         elif isinstance(event, Failed):
             self.rooms_failed += 1

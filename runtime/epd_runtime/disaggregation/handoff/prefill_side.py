@@ -55,7 +55,7 @@ class PrefillSide:
         """
         self.bytes_sent = 0
         self.write_seconds = 0.0
-        self.rooms_sent = 0
+        self.rooms_done = 0
         self.rooms_failed = 0
         self._layout = layout
         self._pool = pool
@@ -246,7 +246,7 @@ class PrefillSide:
 
     def _count(self, event: PrefillEvent) -> None:
         if isinstance(event, Sent):
-            self.rooms_sent += 1
+            self.rooms_done += 1
         else:
             self.rooms_failed += 1
 

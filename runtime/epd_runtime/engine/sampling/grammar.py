@@ -1,49 +1,40 @@
-"""Grammars by xgrammar: compiled in threads beside the engine's loop, then one matcher per request that masks tokens.
+"""Grammars by xgrammar: compiled by a server process beside the engine, then one matcher per request masks tokens.
 
-A request is held here until its grammar is compiled; no scheduler knows it before, so it keeps nobody waiting. xgrammar
-and the tables of the tokenizer (4 s together) are loaded by the first one. A compilation cannot be interrupted: what
-takes longer than COMPILE_SECONDS fails its requests, and while the thread goes on the same grammar is refused at once.
+A request is held here until its grammar is compiled; no scheduler knows it before, so it keeps nobody waiting. The
+server is started by the first one (4 s). What takes longer than COMPILE_SECONDS is killed there, its requests fail, and
+while it is remembered the same grammar is refused at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
+import hashlib
 import queue
-import re
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import tokenizers
-
 from epd_runtime.engine.request import Request
+from epd_runtime.engine.sampling.compile_client import CompileClient, Result
+from epd_runtime.engine.sampling.compile_wire import Begun, Failed, Setup
 from epd_runtime.engine.sampling.matcher import GrammarMatcher
-from epd_runtime.engine.sampling.vocabulary import spell_tokens
 from epd_runtime.messages import Grammar
 
 if TYPE_CHECKING:
     import xgrammar
 
-log = logging.getLogger(__name__)
-
-COMPILE_SECONDS = 30.0
-QUEUE_SECONDS = 60.0  # until a thread is free, and xgrammar loaded
-THREADS = 2
-MAX_WAITING = 64  # grammars that are compiled or wait for a thread
+COMPILE_SECONDS = 20.0
+GRACE_SECONDS = 10.0  # beyond it, for the answer to come
+QUEUE_SECONDS = 120.0  # until the server begins, its start included
+MAX_WAITING = 64  # grammars that are compiled or wait for it
 CACHE_BYTES = 256 << 20
-MAX_CACHED = 512
-MAX_WHITESPACE = 8  # between two tokens of JSON: without a bound a model may go on for ever
+MAX_CACHED = 512  # compiled ones, and as many that took too long
 BUSY = (503, "the server compiles other grammars; retry later")
-CONTROL = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")  # bytes that xgrammar's strings may contain, and JSON's not
-JSON_OBJECT = '{"type": "object", "additionalProperties": true}'
+GONE = (503, "the grammar compiler ended; retry")
 
 Done: TypeAlias = tuple[Request, tuple[int, str] | None]  # a request, and (status, message) if it cannot be served
-Result: TypeAlias = "xgrammar.CompiledGrammar | str"  # or what is wrong with the grammar
 
 
 @dataclasses.dataclass
@@ -60,14 +51,12 @@ class GrammarCompiler:
         self._folder, self._vocab_size, self._eos, self._wake = folder, vocab_size, eos_token_ids, wake
         self._cache: OrderedDict[Grammar, xgrammar.CompiledGrammar] = OrderedDict()
         self._cache_bytes = 0
+        self._overdue: OrderedDict[bytes, None] = OrderedDict()  # hashes of grammars that took too long
         self._waiting: dict[Grammar, _Waiting] = {}
-        self._overdue: set[Grammar] = set()
         self._held: dict[str, Request] = {}
         self._done: list[Done] = []
-        self._orders: queue.SimpleQueue[Grammar] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Grammar, Result | None]] = queue.SimpleQueue()  # None: begun
-        self._threads: list[threading.Thread] = []
-        self._loading = threading.Lock()
+        self._results: queue.SimpleQueue[tuple[Grammar, Result]] = queue.SimpleQueue()
+        self._client: CompileClient | None = None
 
     @property
     def num_held(self) -> int:
@@ -92,14 +81,15 @@ class GrammarCompiler:
         elif (compiled := self._cache.get(grammar)) is not None:
             self._cache.move_to_end(grammar)
             self._attach(request, compiled)
-        elif grammar in self._overdue:
+        elif _digest(grammar) in self._overdue:
             self._done.append((request, _too_slow(grammar)))
         elif (waiting := self._waiting.get(grammar)) is not None:
             waiting.requests.append(request)
         elif len(self._waiting) >= MAX_WAITING:
             self._done.append((request, BUSY))
         else:
-            self._order(grammar, request)
+            self._waiting[grammar] = _Waiting([request], time.monotonic() + QUEUE_SECONDS)
+            self._open_client().order(grammar)
 
     def has_work(self) -> bool:
         """Whether step() has something to tell now."""
@@ -107,47 +97,61 @@ class GrammarCompiler:
 
     def step(self) -> list[Done]:
         """Requests whose grammar is attached, or will never be; those dropped meanwhile are left out."""
+        is_alive = not self._waiting or (self._client is not None and self._client.is_alive)
         while not self._results.empty():
             self._take(*self._results.get_nowait())
-        self._expire()
+        self._expire(is_alive)
         done = [(request, error) for request, error in self._done if self._held.get(request.rid) is request]
         self._done = []
         for request, _ in done:
             del self._held[request.rid]
         return done
 
-    def _take(self, grammar: Grammar, result: Result | None) -> None:
-        if result is None:
+    def close(self) -> None:
+        """End the compile server."""
+        if self._client is not None:
+            self._client.close()
+
+    def _open_client(self) -> CompileClient:
+        if self._client is None or not self._client.is_alive:
+            eos = tuple(sorted(self._eos))
+            setup = Setup(str(self._folder), self._vocab_size, eos, COMPILE_SECONDS)
+            self._client = CompileClient(setup, self._report)
+        return self._client
+
+    def _report(self, grammar: Grammar, result: Result) -> None:
+        """Called from a thread."""
+        self._results.put((grammar, result))
+        self._wake()
+
+    def _take(self, grammar: Grammar, result: Result) -> None:
+        if isinstance(result, Begun):
             if (waiting := self._waiting.get(grammar)) is not None:
-                waiting.is_begun, waiting.deadline = True, time.monotonic() + COMPILE_SECONDS
+                waiting.is_begun, waiting.deadline = True, time.monotonic() + COMPILE_SECONDS + GRACE_SECONDS
             return
-        self._overdue.discard(grammar)
-        if not isinstance(result, str):
+        error = None
+        if isinstance(result, Failed):
+            error = _too_slow(grammar) if result.is_overdue else _wrong(grammar, result.reason)
+            if result.is_overdue:
+                self._remember_overdue(grammar)
+        else:
             self._remember(grammar, result)
-        if (waiting := self._waiting.pop(grammar, None)) is None:
-            return
-        for request in waiting.requests:
-            if isinstance(result, str):
-                self._done.append((request, (400, f"{grammar.field} cannot be compiled: {result}")))
+        waiting = self._waiting.pop(grammar, None)
+        for request in waiting.requests if waiting is not None else ():
+            if isinstance(result, Failed):
+                self._done.append((request, error))
             else:
                 self._attach(request, result)
 
-    def _expire(self) -> None:
+    def _expire(self, is_alive: bool) -> None:
+        """Fail what no answer will come for."""
         now = time.monotonic()
-        for grammar in [grammar for grammar, one in self._waiting.items() if one.deadline < now]:
-            waiting = self._waiting.pop(grammar)
-            if waiting.is_begun:
-                self._overdue.add(grammar)
-            error = _too_slow(grammar) if waiting.is_begun else BUSY
+        for grammar, waiting in list(self._waiting.items()):
+            if is_alive and now < waiting.deadline:
+                continue
+            del self._waiting[grammar]
+            error = GONE if not is_alive else _too_slow(grammar) if waiting.is_begun else BUSY
             self._done.extend((request, error) for request in waiting.requests)
-
-    def _order(self, grammar: Grammar, request: Request) -> None:
-        if not self._threads:
-            self._threads = [threading.Thread(target=self._compile_all, daemon=True) for _ in range(THREADS)]
-            for thread in self._threads:
-                thread.start()
-        self._waiting[grammar] = _Waiting([request], time.monotonic() + QUEUE_SECONDS)
-        self._orders.put(grammar)
 
     def _attach(self, request: Request, compiled: xgrammar.CompiledGrammar) -> None:
         request.sampled.matcher = GrammarMatcher(compiled)
@@ -155,68 +159,26 @@ class GrammarCompiler:
 
     def _remember(self, grammar: Grammar, compiled: xgrammar.CompiledGrammar) -> None:
         self._cache[grammar] = compiled
-        self._cache_bytes += compiled.memory_size_bytes
+        self._cache_bytes += _size(grammar, compiled)
         while len(self._cache) > MAX_CACHED or self._cache_bytes > CACHE_BYTES:
-            self._cache_bytes -= self._cache.popitem(last=False)[1].memory_size_bytes
+            self._cache_bytes -= _size(*self._cache.popitem(last=False))
 
-    # --- in the threads -----------------------------------------------------------------------------------------
-
-    def _compile_all(self) -> None:
-        while True:
-            grammar = self._orders.get()
-            if grammar in self._waiting:  # somebody still wants it
-                self._report(grammar, self._result(grammar))
-
-    def _report(self, grammar: Grammar, result: Result | None) -> None:
-        self._results.put((grammar, result))
-        self._wake()
-
-    def _result(self, grammar: Grammar) -> Result:
-        """The compiled grammar, or what is wrong with it."""
-        try:
-            with self._loading:
-                compiler = self._compiler_of_json if grammar.kind.startswith("json") else self._compiler_of_text
-            self._report(grammar, None)
-            return _compile(compiler, grammar)
-        except RuntimeError as error:  # of xgrammar about a grammar; the place in xgrammar's source is cut off
-            return re.sub(r"^\[.*?\] \S+:\d+: ", "", str(error)).strip()
-        except Exception as error:
-            log.exception("a grammar of %d characters cannot be compiled", len(grammar.text))
-            return f"{type(error).__name__}: {error}"
-
-    @functools.cached_property
-    def _compiler_of_text(self) -> xgrammar.GrammarCompiler:
-        return self._open_compiler(self._spellings)
-
-    @functools.cached_property
-    def _compiler_of_json(self) -> xgrammar.GrammarCompiler:
-        """Where a schema bounds a string's length, xgrammar lets control characters into it, which JSON does not."""
-        return self._open_compiler([b"" if CONTROL.search(one) else one for one in self._spellings])
-
-    @functools.cached_property
-    def _spellings(self) -> list[bytes]:
-        tokenizer = tokenizers.Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-        return spell_tokens(tokenizer, self._vocab_size)
-
-    def _open_compiler(self, spellings: list[bytes]) -> xgrammar.GrammarCompiler:
-        import xgrammar
-
-        info = xgrammar.TokenizerInfo(
-            spellings,
-            xgrammar.VocabType.RAW,
-            vocab_size=self._vocab_size,
-            stop_token_ids=sorted(token for token in self._eos if token < self._vocab_size),
-        )
-        return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    def _remember_overdue(self, grammar: Grammar) -> None:
+        self._overdue[_digest(grammar)] = None
+        if len(self._overdue) > MAX_CACHED:
+            self._overdue.popitem(last=False)
 
 
-def _compile(compiler: xgrammar.GrammarCompiler, grammar: Grammar) -> xgrammar.CompiledGrammar:
-    if grammar.kind == "regex":
-        return compiler.compile_regex(grammar.text)
-    if grammar.kind == "ebnf":
-        return compiler.compile_grammar(grammar.text)
-    schema = JSON_OBJECT if grammar.kind == "json" else grammar.text
-    return compiler.compile_json_schema(schema, max_whitespace_cnt=MAX_WHITESPACE)
+def _size(grammar: Grammar, compiled: xgrammar.CompiledGrammar) -> int:
+    return len(grammar.text) + int(compiled.memory_size_bytes)
+
+
+def _digest(grammar: Grammar) -> bytes:
+    return hashlib.blake2b(f"{grammar.kind} {grammar.text}".encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _wrong(grammar: Grammar, reason: str) -> tuple[int, str]:
+    return 400, f"{grammar.field} cannot be compiled: {reason}"
 
 
 def _too_slow(grammar: Grammar) -> tuple[int, str]:
