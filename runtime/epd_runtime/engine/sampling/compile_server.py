@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import io
+import math
 import os
 import re
 import resource
@@ -39,6 +40,7 @@ from epd_runtime.engine.sampling.tokenizer_infos import TokenizerInfos
 from epd_runtime.messages import Grammar
 
 CHILDREN = 4  # at once
+PATIENCE = 6  # wall-clock seconds for each that a grammar may compute, where the machine is busy
 CHILD_BYTES = 2 << 30  # that a grammar may take
 MAX_COMPILED = 64 << 20  # bytes of its serialised form
 MAX_WHITESPACE = 8  # between two tokens of JSON: without a bound a model may go on for ever
@@ -87,9 +89,9 @@ class CompileServer:
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
-            _compile_and_exit(self._compilers, order, writer)
+            _compile_and_exit(self._compilers, order, writer, self._seconds)
         os.close(writer)
-        self._children[reader] = _Child(order, pid, reader, time.monotonic() + self._seconds)
+        self._children[reader] = _Child(order, pid, reader, time.monotonic() + PATIENCE * self._seconds)
         _say(Begun(order.number))
 
     def _read(self, child: _Child) -> None:
@@ -112,16 +114,18 @@ class CompileServer:
         _, status = os.waitpid(child.pid, 0)
         os.close(child.pipe)
         del self._children[child.pipe]
-        if answer is None and status:
+        if answer is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            answer = Failed(child.order.number, "", is_overdue=True)
+        elif answer is None and status:
             answer = Failed(child.order.number, "the compiler ran out of memory or crashed on it")
         _say(answer or decode_answer(bytes(child.answer)))
 
 
-def _compile_and_exit(compilers: dict[str, xgrammar.GrammarCompiler], order: Order, pipe: int) -> None:
+def _compile_and_exit(compilers: dict[str, xgrammar.GrammarCompiler], order: Order, pipe: int, seconds: float) -> None:
     """The life of a child."""
     try:
         ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
-        os.nice(5)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
         limit = CHILD_BYTES + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         kind = "json" if order.grammar.kind.startswith("json") else "text"

@@ -18,7 +18,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Whose grammars are compiled, and how many seconds each may take."""
+    """Whose grammars are compiled, and how many seconds of a processor each may take."""
 
     folder: str
     vocab_size: int

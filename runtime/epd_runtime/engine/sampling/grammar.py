@@ -25,8 +25,8 @@ from epd_runtime.messages import Grammar
 if TYPE_CHECKING:
     import xgrammar
 
-COMPILE_SECONDS = 20.0
-GRACE_SECONDS = 10.0  # beyond it, for the answer to come
+COMPILE_SECONDS = 20.0  # of a processor
+ANSWER_SECONDS = 150.0  # until the server has answered once it began
 QUEUE_SECONDS = 120.0  # until the server begins, its start included
 MAX_WAITING = 64  # grammars that are compiled or wait for it
 CACHE_BYTES = 256 << 20
@@ -127,7 +127,7 @@ class GrammarCompiler:
     def _take(self, grammar: Grammar, result: Result) -> None:
         if isinstance(result, Begun):
             if (waiting := self._waiting.get(grammar)) is not None:
-                waiting.is_begun, waiting.deadline = True, time.monotonic() + COMPILE_SECONDS + GRACE_SECONDS
+                waiting.is_begun, waiting.deadline = True, time.monotonic() + ANSWER_SECONDS
             return
         error = None
         if isinstance(result, Failed):
@@ -182,4 +182,4 @@ def _wrong(grammar: Grammar, reason: str) -> tuple[int, str]:
 
 
 def _too_slow(grammar: Grammar) -> tuple[int, str]:
-    return 400, f"{grammar.field} is not compiled after {COMPILE_SECONDS:g} s; send a simpler one"
+    return 400, f"{grammar.field} takes more than {COMPILE_SECONDS:g} s to compile; send a simpler one"
