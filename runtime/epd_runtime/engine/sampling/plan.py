@@ -43,6 +43,11 @@ class BatchPlan:
     with_logprobs: tuple[int, ...]
     with_grammar: tuple[int, ...]
 
+    @property
+    def forbids(self) -> bool:
+        """Whether tokens get probability 0, whatever their logits."""
+        return bool(self.held or self.with_grammar)
+
     def keep_raw(self, logits: Tensor) -> Tensor:
         """The rows with logprobs, as they are before anything changes them; a copy only where something will."""
         changed = self.biased or self.penalised or self.held or self.with_grammar

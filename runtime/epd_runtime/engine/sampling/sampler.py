@@ -43,11 +43,10 @@ class Sampler:
             return torch.empty(0, dtype=torch.int64, device=logits.device)
         plan = self._plan_for(requests, logits)
         raw = plan.keep_raw(logits)
+        was_valid = largest(logits)[0].isfinite() if plan.forbids else None  # what is forbidden may be NaN
+        self._process(logits, plan)
         top, tokens = largest(logits)
-        valid = top.isfinite()
-        if self._process(logits, plan):
-            top, tokens = largest(logits)
-            valid &= top.isfinite()
+        valid = top.isfinite() if was_valid is None else top.isfinite() & was_valid
         for rows in plan.random:
             drawn = _draw(logits, top, rows)
             if rows.rows is None:
@@ -65,8 +64,8 @@ class Sampler:
             self._plan = plan_batch(requests, logits.shape[-1], logits.device)
         return self._plan
 
-    def _process(self, logits: Tensor, plan: BatchPlan) -> bool:
-        """Apply what rows ask for; whether any logit changed."""
+    def _process(self, logits: Tensor, plan: BatchPlan) -> None:
+        """Apply what rows ask for."""
         if plan.biased:
             add_bias(logits, plan.biased, plan.pick(plan.biased))
         if plan.penalised:
@@ -76,7 +75,6 @@ class Sampler:
             forbid_end(logits, held, plan.pick(held), self._eos)
         if plan.with_grammar:
             constrain(logits, plan.with_grammar, plan.pick(plan.with_grammar), self._eos)
-        return bool(plan.biased or plan.penalised or held or plan.with_grammar)
 
 
 def _draw(logits: Tensor, top: Tensor, rows: RandomRows) -> Tensor:
