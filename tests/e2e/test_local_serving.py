@@ -32,17 +32,15 @@ from PIL import Image
 from demo.digits import NumberImage, heldout
 
 ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "manifests" / "examples" / "01-handwriting-epd.yaml"
-GROUP = "sglang-vlm-epd"
+GROUP = f"e2e-{os.getpid()}"  # a group of the example's own name may run on this machine
+RBG = (sys.executable, "-m", "rbg_operator.cli")
 NOTICE = 10.0  # seconds from a death to the end of the requests that it hits: one, and nine for a slow machine
 RESTART = 120.0
 
 
 def rbg(*arguments: str) -> str:
     """Run rbg to its end; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rbg_operator.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=150
-    )
+    done = subprocess.run([*RBG, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -77,13 +75,16 @@ def wait_ready(gone: int = 0) -> None:
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    rbg("up", "-d", "-f", str(MANIFEST), "--timeout", "120")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    text = (ROOT / "manifests" / "examples" / "01-handwriting-epd.yaml").read_text()
+    manifest = tmp_path_factory.mktemp("manifest") / "group.yaml"
+    manifest.write_text(text.replace("sglang-vlm-epd", GROUP))
+    rbg("up", "-d", "-f", str(manifest), "--timeout", "120")
     try:
         report = json.loads(rbg("status", GROUP, "-o", "json"))
         yield report["url"]
     finally:
-        rbg("down", GROUP)
+        subprocess.run([*RBG, "down", GROUP], cwd=ROOT, timeout=150, check=False)  # the last test has done it already
 
 
 def png(image: Image.Image) -> bytes:
@@ -203,15 +204,15 @@ def test_bad_input_is_refused_on_both_legs_and_serving_goes_on(url: str, name: s
 
 
 VICTIMS = [
-    *((f"{GROUP}-vlm-{role}-0", which) for role in ("prefill", "decode") for which in ("engine", "api")),
-    (f"{GROUP}-sglang-router-0", "api"),
+    *((f"vlm-{role}-0", which) for role in ("prefill", "decode") for which in ("engine", "api")),
+    ("sglang-router-0", "api"),
 ]
 
 
 @pytest.mark.parametrize(("pod", "which"), VICTIMS)
 def test_a_death_ends_the_request_and_the_next_one_works(url: str, pod: str, which: str) -> None:
     wait_ready()
-    family = processes(pod)
+    family = processes(f"{GROUP}-{pod}")
     victim = family[which]
 
     async def scenario() -> tuple[int, str, float]:
@@ -321,7 +322,7 @@ async def server_stats(url: str) -> dict[str, Any]:
 
 
 def test_down_leaves_no_process(url: str) -> None:
-    """Runs last; the fixture's own `down` then finds nothing to do."""
+    """Last of this module."""
     mine = [process for pod in pods().values() for process in [psutil.Process(pod["pid"])]]
     family = [child for process in mine for child in [process, *process.children(recursive=True)]]
     assert len(family) >= 9
@@ -332,4 +333,3 @@ def test_down_leaves_no_process(url: str) -> None:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 left.append(process)
     assert not left
-    rbg("up", "-d", "-f", str(MANIFEST), "--timeout", "120")
