@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -11,17 +12,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from epd_runtime.config import Role
 from epd_runtime.frontend.errors import RequestError
 from epd_runtime.frontend.model_folder import SamplingDefaults
-from epd_runtime.messages import Bootstrap, Grammar
+from epd_runtime.messages import Bootstrap, EngineStats, Grammar
 from epd_runtime.server import http as server_http
+from epd_runtime.server.metrics import PREFIX, TOKEN_BUCKETS, Metrics
 from epd_runtime.server.protocol.base import RoomFields, parse_body, refuse_unsupported
 from epd_runtime.server.protocol.native import NativeRequest
-from epd_runtime.server.protocol.openai import ChatRequest
+from epd_runtime.server.protocol.openai import ChatRequest, JsonSchemaFormat, ResponseFormat
 from epd_runtime.server.rooms import ROOMS, derive_room, plan_rooms
 from epd_runtime.server.sampling import TO_END_OF_CONTEXT, SamplingPlan, SamplingRequest, plan_sampling
+from epd_runtime.server.structured_output import plan_grammar
 
 VOCAB = 300
 NOTHING = SamplingRequest(None, None, None, None, None, None, None, None, None, None)
@@ -237,3 +241,53 @@ def test_errors_name_the_field() -> None:
     with pytest.raises(RequestError, match="functions is not supported"):
         refuse_unsupported(parse_body(b'{"functions": [{}]}', ChatRequest))
     refuse_unsupported(parse_body(b'{"functions": [], "return_hidden_states": false}', ChatRequest))
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"properties": {"a": {"items": [{"not": {"type": "null"}}]}}}, "not"),
+        ({"$defs": {"x": {"anyOf": [{"if": {"const": 1}, "then": False}]}}}, "if"),
+        ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"allOf": [{"minimum": 5}, {"maximum": 7}]}, "allOf"),
+        ({"pattern": "^x$", "minLength": 2}, "minLength"),
+        ({"pattern": r"^\\$"}, "backslashes"),
+        ({"patternProperties": {"not": {"pattern": r"\x22"}}}, "quotes"),
+    ],
+)
+def test_what_no_grammar_keeps_is_refused_by_its_name(schema: dict[str, Any], keyword: str) -> None:
+    asked = ResponseFormat("json_schema", JsonSchemaFormat(schema))
+    for arguments in ((asked, None, None, None), (None, None, None, json.dumps(schema))):
+        with pytest.raises(RequestError, match=keyword) as error:
+            plan_grammar(*arguments)
+        assert error.value.status == 400
+        assert error.value.param in ("response_format", "json_schema")
+
+
+def test_names_and_data_are_no_keywords() -> None:
+    schema = {
+        "properties": {"not": {"enum": [{"uniqueItems": True}]}, "if": {"const": {"allOf": [1, 2]}}},
+        "uniqueItems": False, "allOf": [{"type": "object"}], "pattern": r'^\d+\.[^"]$', "multipleOf": 5,
+    }  # fmt: skip
+    assert plan_grammar(ResponseFormat("json_schema", JsonSchemaFormat(schema)), None, None) is not None
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000])
+def test_a_schema_that_is_no_json_or_too_deep_is_refused(text: str) -> None:
+    with pytest.raises(RequestError) as error:
+        plan_grammar(None, None, None, text)
+    assert error.value.status == 400
+
+
+def test_the_histogram_of_tokens_is_the_librarys() -> None:
+    ours = Metrics("m", EngineStats, lambda: 0)
+    registry = CollectorRegistry()
+    name = PREFIX + "inter_token_latency_seconds"
+    known = Histogram(name, "Between tokens", ["model_name"], buckets=TOKEN_BUCKETS, registry=registry).labels("m")
+    for seconds in (0, 0.001, 0.0010001, 0.3, 7, 5, 0.02):
+        ours.inter_token_latency.observe(seconds)
+        known.observe(seconds)
+    expected = [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+    assert len(expected) > len(TOKEN_BUCKETS)
+    assert set(expected) <= set(ours.render().decode().splitlines())
