@@ -23,7 +23,7 @@ PAGE, PAGES, CONTEXT = 16, 100, 2048
 
 
 class TextEngine:
-    """Scheduler and runner of one model, on CPU in float32."""
+    """Scheduler and runner of one model, on CPU."""
 
     def __init__(
         self,
@@ -33,14 +33,15 @@ class TextEngine:
         num_pages: int = PAGES,
         reserve: int = 64,
         overlaps: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         config = load_model_config(folder)
-        model = load_language_model(config, folder, torch.device("cpu"), torch.float32, CONTEXT, None)
-        size = page_bytes(config, torch.float32, PAGE)
+        model = load_language_model(config, folder, torch.device("cpu"), dtype, CONTEXT, None)
+        size = page_bytes(config, dtype, PAGE)
         pool = KVPool(
-            KVLayout("test", "float32", PAGE, size, num_pages),
+            KVLayout("test", str(dtype), PAGE, size, num_pages),
             config,
-            torch.float32,
+            dtype,
             torch.zeros(num_pages * size, dtype=torch.uint8),
         )
         limits = Limits(CONTEXT, PAGE, 8, chunk, eos, config.text.vocab_size, reserve=reserve)
