@@ -19,7 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from server_harness import HANDWRITING, SILENT, SLOW, ScriptedServer, scripted, start_scripted
 
-from servers import free_port
+from servers import free_port, start
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -232,3 +232,33 @@ async def test_a_client_that_leaves_during_prompt_work_fails_its_room() -> None:
         await asyncio.to_thread(server.wait_told, "FailRoom")
         assert server.told("GenerateRequest") == []
     image_server.close()
+
+
+async def test_one_key_opens_the_router_and_its_workers() -> None:
+    """The router asks nobody for a key: it hands on the client's, and either worker's refusal reaches the client."""
+    key = ("--api-key", "group-key")
+    prefill_flags = ("--disaggregation-mode", "prefill", "--disaggregation-bootstrap-port", "9124")
+    with scripted(*prefill_flags, *key) as prefill, scripted("--disaggregation-mode", "decode", *key) as decode:
+        flags = ("--pd-disaggregation", "--prefill", prefill.url, "9124", "--decode", decode.url)
+        router = start("epd_runtime.router", *flags)
+        try:
+            router.wait_healthy()
+
+            async def ask(url: str, given: str | None, **fields: Any) -> tuple[int, Any]:
+                headers = {} if given is None else {"Authorization": f"Bearer {given}"}
+                body = {"messages": MESSAGES, "max_tokens": 2, "priority": 3, **fields}
+                async with (
+                    aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60), headers=headers) as http,
+                    http.post(url + CHAT, json=body) as response,
+                ):
+                    return response.status, await response.json()
+
+            for url, room in ((router.url, {}), (prefill.url, ROOM), (decode.url, ROOM)):
+                for wrong in (None, "other-key"):
+                    status, answer = await ask(url, wrong, **room)
+                    assert (status, answer["error"]["code"]) == (401, "invalid_api_key"), url
+                status, answer = await ask(url, "group-key", **room)
+                assert status == 200, answer
+            assert {request["priority"] for request in prefill.told("GenerateRequest")} == {3}
+        finally:
+            router.stop()
