@@ -22,6 +22,12 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 
 
+def raise_if_lost(error: BaseException) -> None:
+    """DeviceLostError for an error that the device keeps; for any other, nothing."""
+    if is_device_lost(error):
+        raise DeviceLostError(f"the device failed and cannot be used any more: {error}") from error
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device. The copy to CUDA is queued behind what runs there; from pageable memory it waits."""
     if device.type == "cuda" and tensor.device.type == "cpu":

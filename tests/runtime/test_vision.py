@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from epd_runtime.accelerator import DeviceLostError
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
 from epd_runtime.encoder.vision_runner import Encoded, VisionRunner
@@ -179,6 +180,19 @@ def test_an_image_that_the_tower_cannot_take_fails_alone(
     assert results["small"].embedding is not None
     assert results["other"].embedding is not None
     assert (results["large"].status, results["large"].error) == (500, "the vision tower failed: out of memory")
+
+
+def test_an_error_that_the_device_keeps_ends_the_engine(
+    towers: tuple[Qwen2_5_VisionTransformerPretrainedModel, Qwen25VisionTower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(pixels: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(towers[1], "forward", broken)
+    runner = VisionRunner(towers[1], Path("/nonexistent"), CPU, 8, 1 << 26, 1 << 20, lambda: None)
+    runner.submit(ImageInput("any", (1, 4, 4), 0, 4, picture(56, 56)), lambda _: None, lambda: True)
+    with pytest.raises(DeviceLostError, match="device-side assert"):
+        drain(runner)
 
 
 def test_images_that_nobody_wants_any_more_cost_nothing(

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from epd_runtime.accelerator import DeviceLostError, is_device_lost
+from epd_runtime.accelerator import raise_if_lost
 from epd_runtime.container import usable_cpus
 from epd_runtime.encoder.cache import EmbeddingCache
 from epd_runtime.encoder.preprocess import ImageError, Normalisation, read_patches
@@ -171,8 +171,7 @@ class VisionRunner:
                 job.embedding = embedding
             return
         except Exception as error:
-            if is_device_lost(error):
-                raise DeviceLostError(f"the device failed and cannot be used any more: {error}") from error
+            raise_if_lost(error)
             log.exception("the vision tower failed on a batch of %d images", len(jobs))
             if len(jobs) == 1:
                 jobs[0].fail(500, f"the vision tower failed: {error}")
@@ -187,6 +186,7 @@ class VisionRunner:
         try:
             job.rows.append(self._forward_frames(job, sum(len(rows) for rows in job.rows)))
         except Exception as error:
+            raise_if_lost(error)
             log.exception("the vision tower failed on a video")
             job.fail(500, f"the vision tower failed: {error}")
             return True

@@ -31,7 +31,7 @@ from typing import Protocol
 
 import torch
 
-from epd_runtime.accelerator import DeviceLostError, is_device_lost
+from epd_runtime.accelerator import raise_if_lost
 from epd_runtime.engine.sampling.processors import has_penalty
 from epd_runtime.engine.scheduler import Scheduler, Work
 from epd_runtime.messages import SamplingParams
@@ -105,8 +105,7 @@ class StepPipeline:
 
     def _fail(self, work: Sequence[Work], error: Exception) -> None:
         """End the requests of a step with its error; raises DeviceLostError if no other step can run."""
-        if is_device_lost(error):
-            raise DeviceLostError(f"the device failed and cannot be used any more: {error}") from error
+        raise_if_lost(error)
         log.error("a step of %d requests failed", len(work), exc_info=error)
         reason = f"the engine failed on this batch: {type(error).__name__}"
         if isinstance(error, torch.OutOfMemoryError):
