@@ -81,7 +81,10 @@ class ServerConfig:
     api_key: str | None = flag(None, "Key that clients must send as a bearer token; health and metrics stay open.")
     admin_api_key: str | None = flag(None, "Key for /flush_cache and /abort_request; default: --api-key.")
 
-    tp_size: int = flag(1, "Ranks that share the language model (tensor parallelism), over all nodes together.")
+    tp_size: int = flag(
+        1, "Ranks that share the language model (tensor parallelism), over all nodes together.",
+        aliases=("--tp", "--tensor-parallel-size"),
+    )  # fmt: skip
     nnodes: int = flag(1, "Nodes that the ranks are spread over, equally.")
     node_rank: int = flag(0, "Which of the nodes this is; node 0 serves requests, the others only /health.")
     dist_init_addr: str | None = flag(None, "HOST:PORT on node 0 where the ranks of all nodes meet.")
@@ -249,6 +252,7 @@ def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """argparse keywords of one field, from its type and metadata."""
     metadata = dict(field.metadata)
     required = metadata.pop("required", False)
+    metadata.pop("aliases", None)
     keywords: dict[str, Any] = {"dest": field.name, **metadata}
     if required:
         return {**keywords, "required": True}
@@ -272,7 +276,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     hints = typing.get_type_hints(ServerConfig)
     for field in dataclasses.fields(ServerConfig):
-        parser.add_argument(_flag_name(field.name), **_argument(field, hints[field.name]))
+        aliases = field.metadata.get("aliases", ())
+        parser.add_argument(_flag_name(field.name), *aliases, **_argument(field, hints[field.name]))
     return parser
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from epd_runtime.config import ConfigError, ServerConfig
+from epd_runtime.config import ConfigError, ServerConfig, from_argv
 from epd_runtime.engine.loading import StartError, place_model
 from epd_runtime.engine.ranks.leader import Leader
 from epd_runtime.engine.ranks.rendezvous import Rendezvous, join, listen, settings
@@ -41,7 +41,13 @@ NODES = {"tp_size": 2, "nnodes": 2, "dist_init_addr": "10.0.0.1:20000"}
 def test_flags_that_contradict_each_other_are_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ServerConfig(model_path="m", **fields).validate()
-    ServerConfig(model_path="m", **NODES, node_rank=1).validate()
+
+
+@pytest.mark.parametrize("flag", ["--tp-size", "--tp", "--tensor-parallel-size"])
+def test_the_number_of_ranks_has_the_names_that_other_engines_give_it(flag: str) -> None:
+    nodes = ["--nnodes", "2", "--node-rank", "1", "--dist-init-addr", "[::1]:20000"]
+    config = from_argv(["--model-path", "m", flag, "4", *nodes])
+    assert (config.tp_size, config.ranks_per_node, config.node_rank) == (4, 2, 1)
 
 
 @pytest.fixture(scope="module")
