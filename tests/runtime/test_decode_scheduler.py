@@ -94,7 +94,7 @@ def test_a_prompt_that_does_not_fit_is_refused_on_both_legs_without_allocating_i
         (msgspec.structs.replace(result(), input_ids=[5] * 19 + [-1]), "input_ids"),
         (msgspec.structs.replace(result(), logprobs=[TokenLogprobs(-1.0, [])]), "logprobs"),
         (msgspec.structs.replace(result(), prompt_logprobs=[None]), "logprobs"),
-        (result(delta=128 - 20), "position_delta"),
+        (result(delta=1), "position_delta"),
         (result(delta=-21), "position_delta"),
     ],
 )

@@ -24,6 +24,7 @@ from epd_runtime.frontend.images import ImageLimits
 from epd_runtime.frontend.media import MediaFetcher
 from epd_runtime.frontend.model_folder import load_model_folder
 from epd_runtime.frontend.prompt import Prompt, PromptBuilder
+from epd_runtime.frontend.sources import native_video
 from epd_runtime.kvcache.page_keys import page_keys
 from epd_runtime.model_config import load_model_config
 from epd_runtime.models.registry import load_vision_tower
@@ -32,7 +33,7 @@ from epd_runtime.server.native_api import media_sources
 from epd_runtime.server.protocol.base import EncodeBody
 from epd_runtime.server.protocol.native import NativeRequest
 from epd_runtime.video_file import VideoError, read_frames, read_header
-from random_models import make_random
+from random_models import HANDWRITING, make_random
 from videos import frame_urls, movie, movie_url, takes_videos
 
 LIMITS = ImageLimits(4, 1 << 20, 1 << 16, max_videos=2, max_video_frames=12, max_video_seconds=20.0)
@@ -250,3 +251,17 @@ def test_a_long_video_takes_several_passes(
     assert at_once.shape == (video.num_tokens, config.embedding_width)
     torch.testing.assert_close(at_once, in_parts, rtol=1e-4, atol=1e-5)
     assert many == few + 2
+
+
+async def test_time_beyond_the_context_is_refused() -> None:
+    """Qwen2.5-VL's positions follow the clock, which a client sets; the table of positions ends with the context."""
+    model = load_model_folder(str(HANDWRITING))
+    builder = PromptBuilder(model, MediaFetcher(LIMITS, 1.0, ()), LIMITS, context_length=1000)
+    text = "<|vision_start|><|video_pad|><|vision_end|> What is it?"
+    for fps, is_far in ((1.0, False), (0.001, True), (1e-9, True)):
+        source = native_video({"video": frame_urls(CLIP[:4]), "fps": fps}, "video_data")
+        if not is_far:
+            assert (await builder.from_native(text, [source])).position_delta < 0
+            continue
+        with pytest.raises(RequestError, match="beyond the context of 1000 tokens"):
+            await builder.from_native(text, [source])

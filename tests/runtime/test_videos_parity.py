@@ -36,9 +36,9 @@ def check_prompt(prompt: Prompt, inputs: dict[str, Any], reference: VideoReferen
     """Ids and positions."""
     assert prompt.input_ids == inputs["input_ids"][0].tolist()
     given = {name: inputs[name] for name in inputs if name.endswith("_thw") or name.startswith("second")}
-    positions, delta = reference.model.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **given)
+    positions, _ = reference.model.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **given)
     assert np.array_equal(np.frombuffer(prompt.positions, np.int32).reshape(3, -1), positions[:, 0].numpy())
-    assert prompt.position_delta == int(delta)
+    assert prompt.position_delta == int(positions[0, 0, -1]) + 1 - len(prompt.input_ids)
 
 
 @pytest.mark.parametrize("family", WITH_IMAGES)

@@ -115,8 +115,6 @@ class DecodeScheduler(Scheduler):
             return
         request.input_ids = result.input_ids
         request.position_delta = result.position_delta
-        room_left = self.limits.context_length - request.prompt_length - result.position_delta
-        request.max_new_tokens = min(request.max_new_tokens, room_left)
         request.sampled.logprobs, request.sampled.prompt_logprobs = result.logprobs, result.prompt_logprobs
         request.num_computed = request.prompt_length
         request.cached_tokens = result.cached_tokens
@@ -148,7 +146,7 @@ class DecodeScheduler(Scheduler):
             return f"input_ids are not in the vocabulary of {self.limits.vocab_size}"
         if not 0 <= result.first_token < self.limits.vocab_size:
             return f"first_token {result.first_token} is not in the vocabulary of {self.limits.vocab_size}"
-        if not -request.prompt_length <= result.position_delta < self.limits.context_length - request.prompt_length:
+        if not -request.prompt_length <= result.position_delta <= 0:
             return f"position_delta {result.position_delta} moves positions out of the context"
         if not 0 <= result.cached_tokens <= request.prompt_length:
             return f"cached_tokens {result.cached_tokens} is not within the prompt's {request.prompt_length}"

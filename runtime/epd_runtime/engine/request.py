@@ -130,7 +130,7 @@ class Request:
 
         num_slots: tokens whose KV the pool can hold; the last token of an answer needs no place in it.
         """
-        room_left = context_length - self.prompt_length - max(self.position_delta, 0)  # positions have an end too
+        room_left = context_length - self.prompt_length
         asked = self.sampling.max_new_tokens
         to_the_end = max(min(room_left, num_slots + 1 - self.prompt_length), 1)
         self.max_new_tokens = to_the_end if asked == TO_END_OF_CONTEXT else min(asked, room_left)

@@ -1,8 +1,9 @@
 """M-RoPE positions of prompts with images and videos (Qwen2-VL and its successors).
 
 Text counts up in all three rows; an image's tokens carry (temporal, height, width) within its merged grid, and the text
-behind it continues after the longer of the image's sides. Positions are thus mostly fewer than tokens, and generated
-tokens need the difference. Qwen2.5-VL measures the time of a video's frames; in Qwen3-VL every frame stands alone.
+behind it continues after the longer of the image's sides. Positions are thus fewer than tokens, and generated tokens
+need the difference. Qwen2.5-VL measures the time of a video's frames, which may go beyond the text that follows; in
+Qwen3-VL every frame stands alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def mrope_positions(
 ) -> tuple[Positions, int]:
     """Positions int32 [3, num_tokens] of a prompt, and the delta: position of token i beyond it is i + delta.
 
+    Answers go on from the last text, as transformers' generate() does, whatever the time of a video.
+
     images are in order of their offset and do not overlap; their grids are in patches, before merging.
     tokens_per_second: temporal positions of a second of video; 0: they count patches of frames.
     """
@@ -41,8 +44,7 @@ def mrope_positions(
         positions[:, offset:token] = axes + position
         position += max(h, w)
     positions[:, token:] = np.arange(position, position + num_tokens - token, dtype=np.int32)
-    highest = int(positions.max()) if num_tokens else -1
-    return positions, highest + 1 - num_tokens
+    return positions, position - token
 
 
 def _spans(images: Sequence[ImageInput], tokens_per_second: int) -> Iterator[Span]:

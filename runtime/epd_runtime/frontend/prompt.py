@@ -111,8 +111,11 @@ class PromptBuilder:
         if not images or vision is None:
             return Prompt(ids, images)
         positions, delta = mrope_positions(len(ids), images, vision.merge_size, vision.tokens_per_second)
-        if rules.bounded and delta > 0 and len(ids) + delta >= self.context_length:  # few frames of a long time
-            raise self._too_long(len(ids) + delta)
+        if rules.bounded and (highest := int(positions.max())) >= self.context_length:
+            raise bad_request(
+                f"the time of a video reaches position {highest}, beyond the context of {self.context_length} tokens; "
+                "raise its fps or shorten it"
+            )
         return Prompt(ids, images, positions.tobytes(), delta)
 
     def _write_video(self, item: ImageInput) -> list[list[int]]:
