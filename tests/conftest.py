@@ -1,4 +1,4 @@
-"""A real Kubernetes control plane for every test that asks for one."""
+"""A real Kubernetes control plane for every test that asks for one, and a setting that must come before all imports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pytest
 from tests.cluster import control_plane as clusters
 from tests.cluster import programs
 from tests.cluster.control_plane import ControlPlane
+
+if not os.path.exists("/dev/nvidiactl"):  # Triton decides for its interpreter when it is imported first
+    os.environ["TRITON_INTERPRET"] = "1"
 
 BUILD_FAILURE = pytest.StashKey[str]()
 
